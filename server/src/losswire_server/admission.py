@@ -1,0 +1,116 @@
+"""Who may come in: a budget of bytes, reserved before a call is read and returned when the last of its work is done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from losswire_server.errors import OverloadedError, TooLargeError
+
+
+class ByteBudget:
+    """Bytes that all calls together may hold in memory. Belongs to one event loop.
+
+    A call that does not fit waits its turn, first come first served, but not for long and not among too many: a queue
+    without bound serves nobody once it is longer than its callers' patience.
+    """
+
+    def __init__(self, capacity_bytes: int, max_waiting: int, max_wait_s: float) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.used_bytes = 0
+        self._max_waiting = max_waiting
+        self._max_wait_s = max_wait_s
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for their bytes."""
+        return len(self._waiting)
+
+    async def reserve(self, byte_count: int) -> Reservation:
+        """Take `byte_count` bytes from the budget, waiting for them if need be.
+
+        Raises:
+            TooLargeError: if they exceed the whole budget.
+            OverloadedError: if too many calls wait already, or this one did for `max_wait_s`.
+        """
+        await self._take(byte_count)
+        return Reservation(self, byte_count)
+
+    async def _take(self, byte_count: int) -> None:
+        if not self._waiting and self.used_bytes + byte_count <= self.capacity_bytes:
+            self.used_bytes += byte_count
+            return
+        if byte_count > self.capacity_bytes:
+            raise TooLargeError(
+                "the request", byte_count, self.capacity_bytes, "the server's max_inflight_bytes is the limit"
+            )
+        if len(self._waiting) >= self._max_waiting:
+            raise OverloadedError(retry_after_s=self._max_wait_s)
+        await self._wait(byte_count)
+
+    async def _wait(self, byte_count: int) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((byte_count, turn))
+        try:
+            async with asyncio.timeout(self._max_wait_s):
+                await turn
+        except TimeoutError:
+            if turn.cancelled():
+                raise OverloadedError(retry_after_s=self._max_wait_s) from None
+            # Its turn came in the very step that ended the wait.
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                self._give_back(byte_count)
+            raise
+        finally:
+            turn.cancel()
+            self._admit_waiting()
+
+    def _give_back(self, byte_count: int) -> None:
+        self.used_bytes -= byte_count
+        self._admit_waiting()
+
+    def _admit_waiting(self) -> None:
+        while self._waiting:
+            byte_count, turn = self._waiting[0]
+            if not turn.done():
+                if self.used_bytes + byte_count > self.capacity_bytes:
+                    return
+                self.used_bytes += byte_count
+                turn.set_result(None)
+            self._waiting.popleft()
+
+
+class Reservation:
+    """A share of a `ByteBudget`, held by a call and by each piece of its work that is not done yet.
+
+    A call may end while the engine still reads its bytes (the caller left, the deadline passed), so the share goes back
+    to the budget only when the call and all its work have let go.
+    """
+
+    __slots__ = ("_budget", "_holders", "byte_count")
+
+    def __init__(self, budget: ByteBudget, byte_count: int) -> None:
+        self._budget = budget
+        self._holders = 1
+        self.byte_count = byte_count
+
+    async def resize(self, byte_count: int) -> None:
+        """Hold `byte_count` bytes from now on; returning some is immediate, taking more may wait or be refused."""
+        if byte_count > self.byte_count:
+            await self._budget._take(byte_count - self.byte_count)
+        elif byte_count < self.byte_count:
+            self._budget._give_back(self.byte_count - byte_count)
+        self.byte_count = byte_count
+
+    def hold(self) -> None:
+        """Add a holder."""
+        self._holders += 1
+
+    def let_go(self) -> None:
+        """Remove a holder; the last one returns the bytes."""
+        self._holders -= 1
+        if self._holders == 0:
+            self._budget._give_back(self.byte_count)
+            self.byte_count = 0

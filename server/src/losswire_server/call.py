@@ -1,0 +1,183 @@
+"""The life of one call: what it may hold, how long it may take, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+
+from losswire_server.admission import ByteBudget, Reservation
+from losswire_server.config import Config
+from losswire_server.engine import Caller
+from losswire_server.errors import (
+    BodyTimeoutError,
+    DrainingError,
+    InternalError,
+    ServiceError,
+)
+from losswire_server.metrics import Metrics
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Lobby:
+    """What all calls of a server share.
+
+    Attributes:
+        draining: Set once the server takes no new evaluations.
+        idle: Timeouts of the streams that wait between two evaluations, which draining ends early.
+    """
+
+    config: Config
+    metrics: Metrics
+    budget: ByteBudget
+    draining: bool = False
+    idle: set[asyncio.Timeout] = field(default_factory=set)
+
+    def drain(self) -> None:
+        """Take no new evaluations, and end the streams that wait for one."""
+        self.draining = True
+        for timeout in self.idle:
+            timeout.reschedule(0)
+
+
+class Call:
+    """One call, from its arrival to its end.
+
+    Messages are read as raw bytes, each only after the bytes it may take are reserved.
+    """
+
+    def __init__(self, lobby: Lobby, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self.lobby = lobby
+        self.method = method
+        self.caller = Caller(self._deadline(lobby.config, context), secrets.token_hex(8))
+        self.reservation = Reservation(lobby.budget, 0)
+        self._admit_s = 0.0
+        self._context = context
+        self._arrived_at = time.monotonic()
+
+    @staticmethod
+    def _deadline(config: Config, context: grpc.aio.ServicerContext[Any, Any]) -> float:
+        remaining_s = context.time_remaining()
+        return time.monotonic() + (config.default_deadline_s if remaining_s is None else remaining_s)
+
+    def take_admit_s(self) -> float:
+        """Seconds spent waiting for admission since the last evaluation began."""
+        admit_s, self._admit_s = self._admit_s, 0.0
+        return admit_s
+
+    def begin_evaluation(self) -> None:
+        """Give the next evaluation of a stream without a deadline its own default one.
+
+        Raises:
+            DrainingError: if the server takes no new evaluations.
+        """
+        if self.lobby.draining:
+            raise DrainingError
+        self.caller.deadline = self._deadline(self.lobby.config, self._context)
+
+    async def receive(self, held_bytes: int = 0) -> memoryview | None:
+        """The next message; None once the caller has sent its last.
+
+        Args:
+            held_bytes: What the call holds besides this message.
+
+        Raises:
+            OverloadedError: if no room for it came free in time.
+            BodyTimeoutError: if the caller sent nothing for too long.
+        """
+        config = self.lobby.config
+        asked_at = time.monotonic()
+        await self.reservation.resize(held_bytes + config.max_message_bytes)
+        self._admit_s += time.monotonic() - asked_at
+        try:
+            async with asyncio.timeout(config.body_timeout_s):
+                message = await self._context.read()
+        except TimeoutError:
+            raise BodyTimeoutError(config.body_timeout_s) from None
+        return await self._received(message, held_bytes)
+
+    async def receive_between_evaluations(self) -> memoryview | None:
+        """The first message of the next evaluation of a stream; None once the caller has sent its last.
+
+        An idle stream reserves next to nothing: workers keep theirs open all day.
+
+        Raises:
+            DrainingError: if the server begins to drain meanwhile.
+            BodyTimeoutError: if nothing came for `idle_timeout_s`.
+        """
+        await self.reservation.resize(0)
+        timeout = asyncio.timeout(0 if self.lobby.draining else self.lobby.config.idle_timeout_s)
+        self.lobby.idle.add(timeout)
+        try:
+            async with timeout:
+                message = await self._context.read()
+        except TimeoutError:
+            if self.lobby.draining:
+                raise DrainingError from None
+            raise BodyTimeoutError(self.lobby.config.idle_timeout_s) from None
+        finally:
+            self.lobby.idle.discard(timeout)
+        return await self._received(message, 0)
+
+    async def _received(self, message: bytes | object, held_bytes: int) -> memoryview | None:
+        if message is grpc.aio.EOF:
+            await self.reservation.resize(held_bytes)
+            return None
+        assert isinstance(message, bytes)
+        await self.reservation.resize(held_bytes + len(message))
+        self.lobby.metrics.received_bytes[self.method].inc(len(message))
+        return memoryview(message)
+
+    async def send(self, message: bytes) -> None:
+        """Write a message of a stream.
+
+        Raises:
+            BodyTimeoutError: if the caller took nothing for too long.
+        """
+        timeout_s = self.lobby.config.body_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._context.write(message)
+        except TimeoutError:
+            raise BodyTimeoutError(timeout_s) from None
+        self.lobby.metrics.sent_bytes[self.method].inc(len(message))
+
+    async def run(self, behaviour: Callable[[Call], Awaitable[bytes | None]]) -> bytes | None:
+        """Run the call to its end: its reply, or a status from the table in `errors`."""
+        code = grpc.StatusCode.OK
+        metrics = self.lobby.metrics
+        metrics.inflight_requests.inc()
+        try:
+            return await behaviour(self)
+        except ServiceError as error:
+            code = error.code
+            await self._abort(error)
+        except asyncio.CancelledError:
+            # The caller left, or its deadline passed, which gRPC tells it; here, too, that is how the call ends.
+            passed = self.caller.deadline <= time.monotonic()
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if passed else grpc.StatusCode.CANCELLED
+            raise
+        except Exception:
+            code = grpc.StatusCode.INTERNAL
+            _log.exception("call failed", method=self.method, request_id=self.caller.request_id)
+            await self._abort(InternalError(self.caller.request_id))
+        finally:
+            self.caller.gone = True
+            self.reservation.let_go()
+            metrics.inflight_requests.dec()
+            metrics.requests[self.method, code.name].inc()
+            metrics.request_duration[self.method].observe(time.monotonic() - self._arrived_at)
+
+    async def _abort(self, error: ServiceError) -> NoReturn:
+        if rejected := self.lobby.metrics.rejected.get(error.reason_name):
+            rejected.inc()
+        await self._context.abort(error.code, error.details, error.trailing_metadata)
+        raise AssertionError("abort raises")

@@ -1,0 +1,44 @@
+"""`losswire-server`: settings to a running server, and its exit code.
+
+Exit codes: 0 after a drain; 1 when the server cannot start; 2 when a setting is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+
+import losswire_server
+from losswire_server.config import ConfigError, load_config
+from losswire_server.logs import configure_logs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the server until it is told to stop."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--version" in arguments:
+        sys.stdout.write(f"losswire-server {losswire_server.__version__}\n")
+        return 0
+    try:
+        config = load_config(arguments)
+    except ConfigError as error:
+        return _refuse(error, 2)
+    configure_logs(config.log_format, config.log_level)
+    # PyTorch's threads otherwise spin while they wait for work, on the cores that the rest of the server needs; the
+    # variable is read when torch is loaded, so this comes before (docs/decisions/0005).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from losswire_server.serving import START_ERRORS, serve
+
+    try:
+        asyncio.run(serve(config))
+    except START_ERRORS as error:
+        return _refuse(error, 1)
+    return 0
+
+
+def _refuse(error: Exception, code: int) -> int:
+    for line in str(error).splitlines():
+        sys.stderr.write(f"losswire-server: {line}\n")
+    return code

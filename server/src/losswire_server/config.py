@@ -1,0 +1,171 @@
+"""Every setting of the server, with its unit, default and variable.
+
+A setting `max_inflight_bytes` is the flag `--max-inflight-bytes`, the variable `LOSSWIRE_MAX_INFLIGHT_BYTES` and the
+key `max_inflight_bytes` of the TOML file named by `--config` or `LOSSWIRE_CONFIG`, in that order of precedence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+MIB = 1024 * 1024
+
+
+class ConfigError(Exception):
+    """A setting was refused; the message has one line for each."""
+
+
+def _check_address(address: str) -> str:
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdecimal() and int(port) < 65536):
+        raise ValueError("expected HOST:PORT, such as 127.0.0.1:50051 or [::]:50051; port 0 takes a free one")
+    return address
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+
+
+class Config(BaseSettings):
+    """Evaluates torch.nn.CrossEntropyLoss over gRPC. Flags go before LOSSWIRE_… variables, these before --config."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LOSSWIRE_",
+        frozen=True,
+        extra="forbid",
+        cli_prog_name="losswire-server",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    config: Path | None = Field(None, description="TOML file with settings.")
+
+    listen: Address = Field("127.0.0.1:50051", description="Address of the gRPC service.")
+    health_listen: Address = Field("127.0.0.1:50052", description="Address of gRPC health and info.")
+    metrics_listen: Address = Field("127.0.0.1:9464", description="Address of HTTP /metrics.")
+    insecure: bool = Field(False, description="Allow --listen beyond loopback without TLS.")
+    tls_certificate: Path | None = Field(None, description="PEM file with the server's certificate chain.")
+    tls_key: Path | None = Field(None, description="PEM file with the key of --tls-certificate.")
+    tls_client_ca: Path | None = Field(None, description="PEM file with the CAs of client certificates: demands one.")
+    reflection: bool = Field(False, description="Describe the service to tools through gRPC reflection.")
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+    backend: Literal["auto", "reference"] = Field("auto", description="Code that evaluates.")
+    threads: int = Field(0, ge=0, description="CPU threads for one evaluation; 0 takes all cores.")
+
+    max_message_bytes: int = Field(
+        4 * MIB, ge=64 * 1024, le=16 * MIB, description="Tensor bytes in one message or frame; larger tensors stream."
+    )
+    max_evaluation_bytes: int = Field(256 * MIB, ge=MIB, description="Bytes one evaluation may hold at once.")
+    max_inflight_bytes: int = Field(512 * MIB, ge=16 * MIB, description="Bytes all evaluations may hold at once.")
+    max_waiting_calls: int = Field(1024, ge=0, description="Calls that may wait for a share of those bytes.")
+    max_wait_s: float = Field(1.0, ge=0, le=60, description="Seconds such a call waits before it is refused.")
+    max_stored_bytes: int = Field(64 * MIB, ge=0, description="Bytes of class weights kept for later requests.")
+    body_timeout_s: float = Field(30.0, gt=0, description="Seconds without a frame after which a call is ended.")
+    idle_timeout_s: float = Field(300.0, gt=0, description="Seconds a stream may idle between two evaluations.")
+    default_deadline_s: float = Field(
+        600.0, gt=0, description="Seconds for one evaluation whose caller set no deadline."
+    )
+    drain_wait_s: float = Field(1.0, ge=0, description="Seconds from not-serving to closing, for balancers to notice.")
+    drain_grace_s: float = Field(30.0, ge=0, description="Seconds for calls in flight to finish after that.")
+
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto: console on a terminal, else json."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe event to log.")
+    ready_file: Path | None = Field(None, description="File to write the addresses to, as JSON, once serving.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags (init), then variables, then the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key: one is given without the other; give both or none")
+        if self.tls_client_ca and not self.tls_certificate:
+            raise ValueError("tls_client_ca: given without tls_certificate and tls_key; client certificates need TLS")
+        if not (self.tls_certificate or self.insecure or is_loopback(self.listen)):
+            raise ValueError(
+                f"listen: {self.listen} is reachable from other machines and would be served without TLS; "
+                "give tls_certificate and tls_key, or insecure to allow it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_budgets(self) -> Self:
+        if self.max_evaluation_bytes > self.max_inflight_bytes:
+            raise ValueError(
+                f"max_evaluation_bytes: {self.max_evaluation_bytes} is more than max_inflight_bytes allows in all, "
+                f"{self.max_inflight_bytes}"
+            )
+        return self
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach `address` (HOST:PORT).
+
+    >>> is_loopback("127.0.0.1:50051"), is_loopback("[::1]:50051"), is_loopback("0.0.0.0:50051")
+    (True, True, False)
+    """
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def load_config(arguments: Sequence[str]) -> Config:
+    """The settings from flags, environment and file.
+
+    Raises:
+        ConfigError: if a setting is unknown or refused, or the file cannot be read.
+        SystemExit: after `--help`, and for a flag that does not exist.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", default=os.environ.get("LOSSWIRE_CONFIG"))
+    path = finder.parse_known_args(arguments)[0].config
+    if path is not None and not Path(path).is_file():
+        raise ConfigError(f"config: {path} is not a file that can be read")
+
+    class ConfigWithFile(Config):
+        __doc__ = Config.__doc__
+        model_config = SettingsConfigDict(toml_file=path)
+
+    try:
+        return CliApp.run(ConfigWithFile, cli_args=list(arguments))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe(each) for each in error.errors())) from error
+    except (SettingsError, ValueError, OSError) as error:
+        raise ConfigError(f"config: {error}") from error
+
+
+def _describe(error: object) -> str:
+    assert isinstance(error, dict)
+    name = ".".join(map(str, error["loc"]))
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{name}: {error['input']!r} is refused: {message}" if name else message

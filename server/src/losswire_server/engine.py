@@ -1,0 +1,148 @@
+"""Owns the device: one thread that takes queued jobs as a list, so that small requests share a backend call."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Final
+
+import structlog
+
+from losswire_server.errors import DeadlinePassedError, InternalError
+from losswire_server.losses.cross_entropy import Backend
+from losswire_server.losses.job import Job, Positions
+from losswire_server.metrics import Metrics
+
+MAX_BATCH_BYTES: Final = 64 * 1024 * 1024
+
+_log = structlog.get_logger()
+
+
+class Caller:
+    """On whose behalf jobs run: until when, and whether anyone still waits for them."""
+
+    __slots__ = ("deadline", "gone", "request_id")
+
+    def __init__(self, deadline: float, request_id: str) -> None:
+        self.deadline = deadline
+        self.request_id = request_id
+        self.gone = False
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """A job in the queue, and then what became of it.
+
+    Attributes:
+        job: The work.
+        caller: On whose behalf.
+        deliver: Called with the task, on the event loop, when it is done.
+        queued_at, started_at, finished_at: Seconds of `time.monotonic`.
+        compute_s: Its share, by bytes, of the seconds that its batch took.
+        outcome: None where the job completes no position.
+    """
+
+    job: Job
+    caller: Caller
+    deliver: Callable[[Task], None]
+    queued_at: float = 0.0
+    started_at: float = 0.0
+    finished_at: float = 0.0
+    compute_s: float = 0.0
+    outcome: Positions | Exception | None = None
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes that the backend reads for it."""
+        return self.job.logits.nbytes + self.job.target.nbytes
+
+
+class Engine:
+    """Runs jobs in the order in which they are submitted.
+
+    Args:
+        backend: Evaluates lists of jobs. Only the engine's thread calls it.
+        metrics: Where queue and batches are observed.
+        loop: Event loop on which `Task.deliver` is called.
+    """
+
+    def __init__(self, backend: Backend, metrics: Metrics, loop: asyncio.AbstractEventLoop) -> None:
+        self._backend, self._metrics, self._loop = backend, metrics, loop
+        self._queue: SimpleQueue[Task | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="losswire-engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def submit(self, task: Task) -> None:
+        """Queue a task. Its `deliver` is called once, whatever happens."""
+        task.queued_at = time.monotonic()
+        self._metrics.queue_depth.inc()
+        self._metrics.queue_bytes.inc(task.byte_count)
+        self._queue.put(task)
+
+    def stop(self) -> None:
+        """Finish what is queued and end the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (first := self._queue.get()) is not None:
+            batch, stopping = self._take_batch(first)
+            self._evaluate(batch)
+            self._loop.call_soon_threadsafe(_deliver, batch)
+            if stopping:
+                return
+
+    def _take_batch(self, first: Task) -> tuple[list[Task], bool]:
+        """What is queued now, up to a limit of bytes: no task waits for others to come."""
+        batch, byte_count = [first], first.byte_count
+        while byte_count < MAX_BATCH_BYTES:
+            try:
+                task = self._queue.get_nowait()
+            except Empty:
+                break
+            if task is None:
+                return batch, True
+            batch.append(task)
+            byte_count += task.byte_count
+        return batch, False
+
+    def _evaluate(self, batch: Sequence[Task]) -> None:
+        started_at = time.monotonic()
+        self._metrics.queue_depth.dec(len(batch))
+        self._metrics.queue_bytes.dec(sum(task.byte_count for task in batch))
+        due = [task for task in batch if not task.caller.gone and task.caller.deadline > started_at]
+        outcomes = self._outcomes(due) if due else []
+        finished_at = time.monotonic()
+        byte_count = sum(task.byte_count for task in due)
+        for task in batch:
+            task.started_at, task.finished_at, task.outcome = started_at, finished_at, DeadlinePassedError()
+        for task, outcome in zip(due, outcomes, strict=True):
+            task.outcome = self._explain(task, outcome)
+            task.compute_s = (finished_at - started_at) * (task.byte_count / byte_count if byte_count else 1 / len(due))
+        self._metrics.batch_jobs.observe(len(due))
+        self._metrics.batch_bytes.observe(byte_count)
+
+    def _outcomes(self, tasks: Sequence[Task]) -> Sequence[Positions | Exception | None]:
+        try:
+            return self._backend.evaluate([task.job for task in tasks])
+        except Exception as error:  # A backend reports the failure of a job; this is one of its own.
+            return [error] * len(tasks)
+
+    @staticmethod
+    def _explain(task: Task, outcome: Positions | Exception | None) -> Positions | Exception | None:
+        if not isinstance(outcome, Exception):
+            return outcome
+        _log.error("backend failed", request_id=task.caller.request_id, exc_info=outcome)
+        return InternalError(task.caller.request_id)
+
+
+def _deliver(batch: Sequence[Task]) -> None:
+    for task in batch:
+        task.deliver(task)

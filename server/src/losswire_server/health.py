@@ -1,0 +1,75 @@
+"""Liveness, readiness and info on a port of their own, off the data path's event loop.
+
+A probe that shares a server with the work it judges fails when there is much of it, and the orchestrator then restarts
+what was merely busy. So probes have their own gRPC server and threads.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+
+from losswire.v1 import GetInfoRequest, GetInfoResponse
+from losswire_server.servicer import SERVICE
+
+_THREADS: Final = 4
+_OPTIONS: Final = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 4096),
+    ("grpc.max_metadata_size", 8192),
+    ("grpc.absolute_max_metadata_size", 8192),
+    ("grpc.max_concurrent_streams", 64),
+)
+
+
+class HealthServer:
+    """Serves `grpc.health.v1.Health`, and `GetInfo`, in plain text.
+
+    Args:
+        address: HOST:PORT; port 0 takes a free one.
+        info: The answer to GetInfo.
+
+    Raises:
+        RuntimeError: if the address cannot be bound.
+    """
+
+    def __init__(self, address: str, info: GetInfoResponse) -> None:
+        threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="losswire-health")
+        self._health = health.HealthServicer(experimental_non_blocking=True, experimental_thread_pool=threads)
+        self._server = grpc.server(threads, options=_OPTIONS)
+        add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_generic_rpc_handlers((_info_handler(info),))
+        self.port = self._server.add_insecure_port(address)
+
+    def start(self) -> None:
+        """Answer, with NOT_SERVING."""
+        self.set_ready(False)
+        self._server.start()
+
+    def set_ready(self, ready: bool) -> None:
+        """Tell balancers and probes whether to send work."""
+        status = HealthCheckResponse.SERVING if ready else HealthCheckResponse.NOT_SERVING
+        for service in ("", SERVICE):
+            self._health.set(service, status)
+
+    def stop(self) -> None:
+        """Stop answering."""
+        self._health.enter_graceful_shutdown()
+        self._server.stop(grace=0.5).wait()
+
+
+def _info_handler(info: GetInfoResponse) -> grpc.GenericRpcHandler:
+    def get_info(_: GetInfoRequest, __: grpc.ServicerContext) -> GetInfoResponse:
+        return info
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        get_info,
+        request_deserializer=GetInfoRequest.FromString,
+        response_serializer=GetInfoResponse.SerializeToString,
+    )
+    return grpc.method_handlers_generic_handler(SERVICE, {"GetInfo": handler})

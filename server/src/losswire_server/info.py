@@ -1,0 +1,36 @@
+"""The answer to GetInfo: what the server is, and what it accepts."""
+
+from __future__ import annotations
+
+import torch
+
+import losswire_server
+from losswire.v1 import GetInfoResponse, Limits
+from losswire.v1.tensor_format import FLOATING, INDICES
+from losswire_server.config import Config
+from losswire_server.device import device_name
+from losswire_server.losses.job import OUTPUTS
+from losswire_server.validation import output_number
+
+
+def server_info(config: Config, device: torch.device, backend: str) -> GetInfoResponse:
+    """Describe a server with this configuration, device and backend."""
+    return GetInfoResponse(
+        version=losswire_server.__version__,
+        torch_version=torch.__version__,
+        device=str(device),
+        device_name=device_name(device),
+        backend=backend,
+        threads=torch.get_num_threads(),
+        floating_dtypes=FLOATING,
+        index_dtypes=INDICES,
+        outputs=[output_number(name) for name in OUTPUTS],
+        limits=Limits(
+            message_bytes=config.max_message_bytes,
+            evaluation_bytes=config.max_evaluation_bytes,
+            inflight_bytes=config.max_inflight_bytes,
+            waiting_calls=config.max_waiting_calls,
+            body_timeout_s=config.body_timeout_s,
+            stored_bytes=config.max_stored_bytes,
+        ),
+    )

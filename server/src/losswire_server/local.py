@@ -1,0 +1,96 @@
+"""The service without a network: the same requests, checks, results and errors, evaluated where they are made.
+
+`losswire.Client("local:")` finds this through the entry point `losswire.local`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+
+from losswire.v1 import PutTensorResponse
+from losswire_server import replies
+from losswire_server.config import load_config
+from losswire_server.device import open_device
+from losswire_server.evaluation import Evaluation
+from losswire_server.frames import Request, decode_chunk, decode_first_frame, decode_put_tensor, decode_request
+from losswire_server.info import server_info
+from losswire_server.losses.cross_entropy import open_backend
+from losswire_server.validation import check_request, check_stored_tensor
+from losswire_server.weights import WeightStore
+
+
+class InProcessServer:
+    """Answers the messages of `LossService` with calls instead of connections. Safe to use from several threads.
+
+    Settings are those of `losswire-server` from the environment. Errors are raised as `ServiceError`, whose `code`,
+    `details` and `trailing_metadata` are what the network would carry.
+    """
+
+    def __init__(self) -> None:
+        self._config = load_config(())
+        device = open_device(self._config.device)
+        self._backend = open_backend(self._config.backend, device)
+        self._weights = WeightStore(self._config.max_stored_bytes)
+        self._info = server_info(self._config, device, self._backend.name)
+        # A backend is called by one thread at a time.
+        self._turn = threading.Lock()
+
+    def evaluate(self, request: bytes) -> bytes:
+        """The `EvaluateResponse` for an `EvaluateRequest`."""
+        whole = decode_request(memoryview(request))
+        evaluation, seconds = self._begin(whole), replies.StageSeconds()
+        evaluation.add_whole(whole)
+        self._evaluate_ready(evaluation, seconds)
+        return replies.response(evaluation, evaluation.totals(), seconds)
+
+    def evaluate_stream(self, frames: Iterable[bytes]) -> Iterator[bytes]:
+        """The `EvaluateStreamResponse`s for `EvaluateStreamRequest`s, each as soon as it is ready."""
+        messages = (memoryview(frame) for frame in frames)
+        for message in messages:
+            request = decode_first_frame(message)
+            if request is not None:
+                yield from self._evaluate_from_stream(request, messages)
+
+    def _evaluate_from_stream(self, request: Request, messages: Iterator[memoryview]) -> Iterator[bytes]:
+        evaluation, seconds = self._begin(request), replies.StageSeconds()
+        outputs = replies.OutputFrames(evaluation, self._config.max_message_bytes)
+        if request.is_whole:
+            evaluation.add_whole(request)
+        self._evaluate_ready(evaluation, seconds)
+        while not evaluation.received_all and (message := next(messages, None)) is not None:
+            chunk = decode_chunk(message)
+            evaluation.add(chunk.tensor, chunk.data)
+            self._evaluate_ready(evaluation, seconds)
+            yield from outputs.ready()
+        evaluation.check_complete()
+        yield from outputs.ready(at_end=True)
+        yield replies.result_frame(evaluation.totals(), seconds)
+
+    def _begin(self, request: Request) -> Evaluation:
+        return Evaluation(check_request(request), self._weights, self._config.max_evaluation_bytes)
+
+    def _evaluate_ready(self, evaluation: Evaluation, seconds: replies.StageSeconds) -> None:
+        for job in evaluation.jobs():
+            with self._turn:
+                started_at = time.monotonic()
+                [outcome] = self._backend.evaluate([job])
+                seconds.compute += time.monotonic() - started_at
+            if isinstance(outcome, Exception):
+                raise outcome
+            if outcome is not None:
+                evaluation.absorb(outcome)
+
+    def put_tensor(self, request: bytes) -> bytes:
+        """The `PutTensorResponse` for a `PutTensorRequest`."""
+        digest, weight = check_stored_tensor(decode_put_tensor(memoryview(request)))
+        self._weights.put(digest, weight)
+        return PutTensorResponse(digest=digest).SerializeToString()
+
+    def get_info(self, request: bytes) -> bytes:
+        """The `GetInfoResponse`."""
+        return self._info.SerializeToString()
+
+    def close(self) -> None:
+        """Nothing is held that outlives this object."""

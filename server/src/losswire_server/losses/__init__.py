@@ -1,0 +1,1 @@
+"""The numerics: knows torch, and nothing of gRPC."""

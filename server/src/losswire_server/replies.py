@@ -1,0 +1,117 @@
+"""Results to bytes: the reply of a call, or the frames that answer an evaluation in a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from losswire.v1 import (
+    CrossEntropyResult,
+    DataType,
+    EvaluateResponse,
+    EvaluateStreamResponse,
+    OutputChunk,
+    OutputTensor,
+    Tensor,
+    Timings,
+)
+from losswire.v1.framing import field_head
+from losswire_server.evaluation import Evaluation, Totals
+from losswire_server.validation import Plan, output_number
+
+MIN_CHUNK_BYTES: Final = 64 * 1024
+"""Outputs of a stream are sent once this much of one is ready, so that a frame is worth its cost."""
+
+_DTYPES: Final = {
+    np.dtype("<f4"): DataType.DATA_TYPE_FLOAT32,
+    np.dtype("<f8"): DataType.DATA_TYPE_FLOAT64,
+    np.dtype("<i8"): DataType.DATA_TYPE_INT64,
+    np.dtype("u1"): DataType.DATA_TYPE_UINT8,
+}
+
+_INTEGER_BYTES: Final = {"target_rank": 8, "argmax": 8, "top1": 1, "topk": 1}
+
+
+@dataclass(slots=True)
+class StageSeconds:
+    """Where the time of one evaluation went, in seconds."""
+
+    admit: float = 0.0
+    receive: float = 0.0
+    queue: float = 0.0
+    compute: float = 0.0
+    reply: float = 0.0
+
+
+def output_bytes(plan: Plan) -> int:
+    """Bytes of all outputs of an evaluation."""
+    floating = 8 if plan.logits.dtype == DataType.DATA_TYPE_FLOAT64 else 4
+    return plan.positions * sum(_INTEGER_BYTES.get(name, floating) for name in plan.outputs)
+
+
+def response(evaluation: Evaluation, totals: Totals, seconds: StageSeconds) -> bytes:
+    """The `EvaluateResponse` for a finished evaluation, with its outputs."""
+    result = _result(totals, seconds)
+    for name, values in evaluation.outputs.items():
+        result.outputs.append(_output_tensor(name, np.concatenate(values), evaluation.plan.positions_shape))
+    return EvaluateResponse(result=result).SerializeToString()
+
+
+def result_frame(totals: Totals, seconds: StageSeconds) -> bytes:
+    """The `EvaluateStreamResponse` that ends an evaluation."""
+    return EvaluateStreamResponse(result=_result(totals, seconds)).SerializeToString()
+
+
+class OutputFrames:
+    """Takes an evaluation's outputs as they become ready, and frames them.
+
+    Args:
+        evaluation: Its `outputs` are emptied.
+        max_bytes: Data in one frame, at most.
+    """
+
+    def __init__(self, evaluation: Evaluation, max_bytes: int) -> None:
+        self._outputs = evaluation.outputs
+        self._max_bytes = max_bytes
+        self._sent = dict.fromkeys(self._outputs, 0)
+
+    def ready(self, *, at_end: bool = False) -> Iterator[bytes]:
+        """`EvaluateStreamResponse`s with what is worth a frame now, or with all that is left."""
+        for name, pieces in self._outputs.items():
+            if pieces and (at_end or sum(piece.nbytes for piece in pieces) >= MIN_CHUNK_BYTES):
+                values = np.concatenate(pieces)
+                pieces.clear()
+                yield from self._frames(name, values)
+
+    def _frames(self, name: str, values: np.ndarray) -> Iterator[bytes]:
+        step = self._max_bytes // values.itemsize
+        for start in range(0, len(values), step):
+            part = values[start : start + step]
+            yield _output_chunk(name, part, self._sent[name])
+            self._sent[name] += len(part)
+
+
+def _result(totals: Totals, seconds: StageSeconds) -> CrossEntropyResult:
+    return CrossEntropyResult(
+        loss=totals.loss,
+        loss_sum=totals.loss_sum,
+        weight_sum=totals.weight_sum,
+        counted=totals.counted,
+        ignored=totals.ignored,
+        timings=Timings(receive_s=seconds.receive, queue_s=seconds.queue, compute_s=seconds.compute),
+    )
+
+
+def _output_tensor(name: str, values: np.ndarray, shape: tuple[int, ...]) -> OutputTensor:
+    tensor = Tensor(shape=shape, dtype=_DTYPES[values.dtype], data=values.tobytes())
+    return OutputTensor(output=output_number(name), values=tensor)
+
+
+def _output_chunk(name: str, values: np.ndarray, position: int) -> bytes:
+    head = OutputChunk(output=output_number(name), dtype=_DTYPES[values.dtype], position=position).SerializeToString()
+    head += field_head(OutputChunk.DATA_FIELD_NUMBER, values.nbytes)
+    outer = field_head(EvaluateStreamResponse.OUTPUT_FIELD_NUMBER, len(head) + values.nbytes)
+    return b"".join([outer, head, values.data.cast("B")])

@@ -1,0 +1,90 @@
+"""Drives one evaluation of a call through the engine, without ever blocking the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from losswire_server.call import Call
+from losswire_server.engine import Engine, Task
+from losswire_server.errors import ServiceError
+from losswire_server.evaluation import Evaluation, Totals
+from losswire_server.replies import StageSeconds
+
+
+class Run:
+    """An evaluation and its jobs in the engine.
+
+    Args:
+        call: The call it belongs to, whose bytes each job keeps reserved until the engine is done with it.
+        engine: Evaluates the jobs.
+        evaluation: Makes the jobs and takes their results.
+        started_at: When the evaluation's first message came, in seconds of `time.monotonic`.
+    """
+
+    def __init__(self, call: Call, engine: Engine, evaluation: Evaluation, started_at: float) -> None:
+        self.call = call
+        self.evaluation = evaluation
+        self.seconds = StageSeconds(admit=call.take_admit_s())
+        self._engine = engine
+        self._started_at = started_at
+        self._received_at = self._finished_at = started_at
+        self._outstanding = self._outstanding_bytes = 0
+        self._failure: Exception | None = None
+        self._settled: asyncio.Future[None] | None = None
+        self._at_most = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the evaluation in memory: waiting for their counterpart, or in the engine's hands."""
+        return self.evaluation.held_bytes + self._outstanding_bytes
+
+    def submit_ready(self) -> None:
+        """Submit the jobs that are complete."""
+        for job in self.evaluation.jobs():
+            task = Task(job, self.call.caller, self._done)
+            self._outstanding += 1
+            self._outstanding_bytes += task.byte_count
+            self.call.reservation.hold()
+            self._engine.submit(task)
+        self._received_at = time.monotonic()
+        self.seconds.receive = self._received_at - self._started_at
+
+    async def settle(self, at_most: int = 0) -> None:
+        """Wait until at most so many jobs are in the engine's hands; raise what the first of them to fail raised."""
+        if self._outstanding > at_most and self._failure is None:
+            self._at_most = at_most
+            self._settled = asyncio.get_running_loop().create_future()
+            await self._settled
+        if self._failure is not None:
+            raise self._failure
+
+    def observe(self, totals: Totals) -> None:
+        """Export where the time went, and what was evaluated; once, when the reply is ready."""
+        metrics = self.call.lobby.metrics
+        self.seconds.reply = time.monotonic() - max(self._received_at, self._finished_at)
+        for stage, histogram in metrics.stage_duration.items():
+            histogram.observe(getattr(self.seconds, stage))
+        metrics.counted_positions.inc(totals.counted)
+        metrics.ignored_positions.inc(totals.ignored)
+
+    def _done(self, task: Task) -> None:
+        self.call.reservation.let_go()
+        self._outstanding -= 1
+        self._outstanding_bytes -= task.byte_count
+        self._finished_at = task.finished_at
+        self.seconds.queue = max(self.seconds.queue, task.started_at - task.queued_at)
+        self.seconds.compute += task.compute_s
+        if self._failure is None:
+            self._absorb(task)
+        if self._settled and not self._settled.done() and (self._failure or self._outstanding <= self._at_most):
+            self._settled.set_result(None)
+
+    def _absorb(self, task: Task) -> None:
+        if isinstance(task.outcome, Exception):
+            self._failure = task.outcome
+        elif task.outcome is not None:
+            try:
+                self.evaluation.absorb(task.outcome)
+            except ServiceError as error:
+                self._failure = error

@@ -1,0 +1,168 @@
+"""Wiring and life of the server: listen, report health, serve, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Final
+
+import grpc
+import prometheus_client
+import structlog
+import torch
+from grpc_reflection.v1alpha import reflection
+
+from losswire_server.admission import ByteBudget
+from losswire_server.call import Lobby
+from losswire_server.config import Config
+from losswire_server.device import open_device
+from losswire_server.engine import Engine
+from losswire_server.health import HealthServer
+from losswire_server.info import server_info
+from losswire_server.losses.cross_entropy import open_backend
+from losswire_server.metrics import Metrics
+from losswire_server.servicer import SERVICE, Servicer
+from losswire_server.tls import server_credentials
+from losswire_server.weights import WeightStore
+
+ENVELOPE_BYTES: Final = 64 * 1024
+"""What a message may hold besides its tensors."""
+
+_OPTIONS: Final = (
+    # A forgotten server on the same port would answer half of the calls.
+    ("grpc.so_reuseport", 0),
+    # Bounds what a flood of streams that are opened and reset can cost.
+    ("grpc.max_concurrent_streams", 64),
+    ("grpc.max_allowed_incoming_connections", 4096),
+    # Unread messages then wait in 64 KiB a stream, not in megabytes.
+    ("grpc.http2.bdp_probe", 0),
+    # One limit, not a soft and a hard one between which gRPC refuses at random.
+    ("grpc.max_metadata_size", 8192),
+    ("grpc.absolute_max_metadata_size", 8192),
+    ("grpc.server_handshake_timeout_ms", 8000),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+    # Clients that balance by connection then find new replicas, and an expired certificate does not work for ever.
+    ("grpc.max_connection_age_ms", 600_000),
+    ("grpc.max_connection_age_grace_ms", 60_000),
+)
+
+_log = structlog.get_logger()
+
+
+class StartError(Exception):
+    """The server cannot start; the message is one line that says why."""
+
+
+class Server:
+    """A losswire server on the running event loop, listening once it is made and serving once it is started.
+
+    Args:
+        config: Its settings.
+
+    Raises:
+        StartError: if an address cannot be bound.
+        CertificateError: if a certificate cannot be used.
+        DeviceError: if the device is not there.
+    """
+
+    def __init__(self, config: Config) -> None:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        device = open_device(config.device)
+        backend = open_backend(config.backend, device)
+        self.config = config
+        self.info = server_info(config, device, backend.name)
+        self._metrics = Metrics(prometheus_client.CollectorRegistry())
+        self._lobby = Lobby(
+            config,
+            self._metrics,
+            ByteBudget(config.max_inflight_bytes, config.max_waiting_calls, config.max_wait_s),
+        )
+        self._weights = WeightStore(config.max_stored_bytes)
+        self._engine = Engine(backend, self._metrics, asyncio.get_running_loop())
+        self._server = self._open_data_server()
+        self.address = self._bind_data()
+        try:
+            self._health = HealthServer(config.health_listen, self.info)
+        except RuntimeError as error:
+            raise StartError(f"health_listen: {config.health_listen} cannot be bound; is it taken?") from error
+        self.health_address = _with_port(config.health_listen, self._health.port)
+        self._stop_metrics, self.metrics_address = self._serve_metrics()
+
+    async def start(self) -> None:
+        """Serve, and report ready."""
+        self._engine.start()
+        self._health.start()
+        await self._server.start()
+        self._metrics.ready.set(1)
+        self._health.set_ready(True)
+
+    async def drain(self, hurry: asyncio.Event) -> None:
+        """Finish without losing a call: report not ready, wait for balancers to notice, finish what is in flight, stop.
+
+        Args:
+            hurry: Ends the waiting when set.
+        """
+        _log.info("draining", wait_s=self.config.drain_wait_s, grace_s=self.config.drain_grace_s)
+        self._metrics.ready.set(0)
+        self._health.set_ready(False)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(hurry.wait(), self.config.drain_wait_s)
+        self._lobby.drain()
+        stopping = asyncio.create_task(self._server.stop(self.config.drain_grace_s))
+        hurried = asyncio.create_task(hurry.wait())
+        await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        await self._server.stop(0)
+        await stopping
+        await asyncio.to_thread(self._engine.stop)
+        self._health.stop()
+        self._stop_metrics()
+        _log.info("stopped")
+
+    def _open_data_server(self) -> grpc.aio.Server:
+        limit = self.config.max_message_bytes + ENVELOPE_BYTES
+        options = (*_OPTIONS, ("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", limit))
+        server = grpc.aio.server(options=options)
+        servicer = Servicer(self._lobby, self._engine, self._weights, self.info)
+        server.add_generic_rpc_handlers((servicer.handler(),))
+        if self.config.reflection:
+            reflection.enable_server_reflection((SERVICE, reflection.SERVICE_NAME), server)
+        return server
+
+    def _bind_data(self) -> str:
+        listen, credentials = self.config.listen, server_credentials(self.config)
+        try:
+            if credentials is None:
+                port = self._server.add_insecure_port(listen)
+            else:
+                port = self._server.add_secure_port(listen, credentials)
+        except RuntimeError as error:
+            raise StartError(f"listen: {listen} cannot be bound; is it taken?") from error
+        return _with_port(listen, port)
+
+    def _serve_metrics(self) -> tuple[Callable[[], None], str]:
+        metrics, budget = self._metrics, self._lobby.budget
+        metrics.inflight_bytes.set_function(lambda: budget.used_bytes)
+        metrics.waiting_requests.set_function(lambda: budget.waiting)
+        metrics.stored_bytes.set_function(lambda: self._weights.used_bytes)
+        metrics.describe(
+            build={"version": self.info.version, "torch": self.info.torch_version, "grpc": grpc.__version__},
+            device={"device": self.info.device, "name": self.info.device_name, "backend": self.info.backend},
+        )
+        host, _, port = self.config.metrics_listen.rpartition(":")
+        try:
+            http, _ = prometheus_client.start_http_server(int(port), host.strip("[]"), metrics.registry)
+        except OSError as error:
+            reason = f"{self.config.metrics_listen} cannot be bound: {error.strerror}"
+            raise StartError(f"metrics_listen: {reason}") from error
+        return http.shutdown, _with_port(self.config.metrics_listen, http.server_port)
+
+
+def _with_port(address: str, port: int) -> str:
+    """The address with the port that was bound, which differs where 0 was asked for."""
+    return f"{address.rpartition(':')[0]}:{port}"

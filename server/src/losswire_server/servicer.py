@@ -1,0 +1,136 @@
+"""The methods of `LossService`: admit, receive, validate, queue, evaluate, reply.
+
+Each is registered as a stream of raw bytes, unary ones too (on the wire they are the same), so that nothing is read
+before it is admitted and nothing is decoded but by `frames` and `validation`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import grpc
+
+from losswire.v1 import GetInfoResponse, PutTensorResponse
+from losswire_server import replies
+from losswire_server.call import Call, Lobby
+from losswire_server.engine import Engine
+from losswire_server.errors import TooLargeError
+from losswire_server.evaluation import Evaluation
+from losswire_server.frames import Request, decode_chunk, decode_first_frame, decode_put_tensor, decode_request
+from losswire_server.run import Run
+from losswire_server.validation import Plan, check_request, check_stored_tensor
+from losswire_server.weights import WeightStore
+
+SERVICE: Final = "losswire.v1.LossService"
+
+MAX_OUTSTANDING_JOBS: Final = 4
+"""Jobs of one evaluation in the engine's hands before the next frame is read: enough to keep both sides busy."""
+
+
+class Servicer:
+    """Serves `LossService`.
+
+    Args:
+        lobby: What all calls share.
+        engine: Evaluates.
+        weights: Class weights kept by digest.
+        info: The answer to GetInfo.
+    """
+
+    def __init__(self, lobby: Lobby, engine: Engine, weights: WeightStore, info: GetInfoResponse) -> None:
+        self._lobby, self._engine, self._weights, self._info = lobby, engine, weights, info
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a `grpc.aio` server registers."""
+        unary, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Evaluate": unary(self._serve("Evaluate", self._evaluate)),
+                "EvaluateStream": stream(self._serve("EvaluateStream", self._evaluate_stream)),
+                "PutTensor": unary(self._serve("PutTensor", self._put_tensor)),
+                "GetInfo": unary(self._serve("GetInfo", self._get_info)),
+            },
+        )
+
+    def _serve(self, method: str, behaviour: Callable[[Call], Any]) -> Callable[..., Any]:
+        async def serve(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> bytes | None:
+            return await Call(self._lobby, method, context).run(behaviour)
+
+        return serve
+
+    async def _evaluate(self, call: Call) -> bytes:
+        message = await call.receive()
+        request = decode_request(_or_empty(message))
+        run = self._begin(call, request)
+        self._check_reply_fits(run.evaluation.plan)
+        run.evaluation.add_whole(request)
+        run.submit_ready()
+        await run.settle()
+        totals = run.evaluation.totals()
+        reply = replies.response(run.evaluation, totals, run.seconds)
+        run.observe(totals)
+        return reply
+
+    async def _evaluate_stream(self, call: Call) -> None:
+        message = await call.receive()
+        while message is not None:
+            await self._evaluate_from_stream(call, message)
+            message = await call.receive_between_evaluations()
+
+    async def _evaluate_from_stream(self, call: Call, message: memoryview) -> None:
+        call.begin_evaluation()
+        request = decode_first_frame(message)
+        if request is None:
+            return
+        run = self._begin(call, request)
+        outputs = replies.OutputFrames(run.evaluation, self._lobby.config.max_message_bytes)
+        if request.is_whole:
+            run.evaluation.add_whole(request)
+        run.submit_ready()
+        await self._receive_tensors(run, outputs)
+        await run.settle()
+        totals = run.evaluation.totals()
+        for reply in (*outputs.ready(at_end=True), replies.result_frame(totals, run.seconds)):
+            await call.send(reply)
+        run.observe(totals)
+
+    async def _receive_tensors(self, run: Run, outputs: replies.OutputFrames) -> None:
+        while not run.evaluation.received_all:
+            await run.settle(at_most=MAX_OUTSTANDING_JOBS - 1)
+            for reply in outputs.ready():
+                await run.call.send(reply)
+            message = await run.call.receive(run.held_bytes)
+            if message is None:
+                run.evaluation.check_complete()
+                return
+            chunk = decode_chunk(message)
+            run.evaluation.add(chunk.tensor, chunk.data)
+            run.submit_ready()
+
+    def _begin(self, call: Call, request: Request) -> Run:
+        started_at = time.monotonic()
+        evaluation = Evaluation(check_request(request), self._weights, self._lobby.config.max_evaluation_bytes)
+        return Run(call, self._engine, evaluation, started_at)
+
+    def _check_reply_fits(self, plan: Plan) -> None:
+        byte_count, limit = replies.output_bytes(plan), self._lobby.config.max_message_bytes
+        if byte_count > limit:
+            raise TooLargeError("the reply with its outputs", byte_count, limit, "use EvaluateStream")
+
+    async def _put_tensor(self, call: Call) -> bytes:
+        message = await call.receive()
+        digest, weight = check_stored_tensor(decode_put_tensor(_or_empty(message)))
+        self._weights.put(digest, weight)
+        return PutTensorResponse(digest=digest).SerializeToString()
+
+    async def _get_info(self, call: Call) -> bytes:
+        await call.receive()
+        return self._info.SerializeToString()
+
+
+def _or_empty(message: memoryview | None) -> memoryview:
+    """A call that ends without a message is one whose message has no field."""
+    return memoryview(b"") if message is None else message

@@ -1,0 +1,45 @@
+"""TLS credentials of the data port."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import grpc
+
+from losswire_server.config import Config
+
+
+class CertificateError(Exception):
+    """A certificate, key or CA file cannot be used."""
+
+
+def server_credentials(config: Config) -> grpc.ServerCredentials | None:
+    """Credentials from the configured files; None where TLS is off.
+
+    Raises:
+        CertificateError: if a file cannot be read, is not PEM, or the key is not the certificate's.
+    """
+    certificate, key, client_ca = config.tls_certificate, config.tls_key, config.tls_client_ca
+    if certificate is None or key is None:
+        return None
+    # gRPC reports an unusable pair only as failed handshakes, to the clients; the ssl module says what is wrong.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as error:
+        raise CertificateError(f"tls_certificate {certificate} and tls_key {key} cannot be used: {error}") from error
+    try:
+        if client_ca is not None:
+            context.load_verify_locations(client_ca)
+    except OSError as error:
+        raise CertificateError(f"tls_client_ca {client_ca} cannot be used: {error}") from error
+    return grpc.ssl_server_credentials(
+        [(key.read_bytes(), certificate.read_bytes())],
+        root_certificates=_read(client_ca),
+        require_client_auth=client_ca is not None,
+    )
+
+
+def _read(path: Path | None) -> bytes | None:
+    return None if path is None else path.read_bytes()

@@ -1,0 +1,40 @@
+"""Class weights kept by digest, so that clients send them once."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+import torch
+
+
+class WeightStore:
+    """The most recently used class weights, up to a number of bytes. Safe to use from several threads.
+
+    A weight is named by `losswire.v1.tensor_format.tensor_digest`, so no two of different content share a name, nobody
+    can replace another's, and a server that has forgotten one only has to be sent it again.
+    """
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self._capacity_bytes = capacity_bytes
+        self._weights: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+        self.used_bytes = 0
+
+    def get(self, digest: bytes) -> torch.Tensor | None:
+        """The weight named `digest`, or None if it is not held."""
+        with self._lock:
+            if digest in self._weights:
+                self._weights.move_to_end(digest)
+            return self._weights.get(digest)
+
+    def put(self, digest: bytes, weight: torch.Tensor) -> None:
+        """Keep `weight` under its name, forgetting the least recently used where there is no room."""
+        with self._lock:
+            if digest in self._weights or weight.nbytes > self._capacity_bytes:
+                return
+            while self.used_bytes + weight.nbytes > self._capacity_bytes:
+                _, forgotten = self._weights.popitem(last=False)
+                self.used_bytes -= forgotten.nbytes
+            self._weights[digest] = weight
+            self.used_bytes += weight.nbytes
