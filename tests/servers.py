@@ -1,0 +1,47 @@
+"""Starts real servers, as processes on free ports of the loopback interface."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+START_TIMEOUT_S = 60
+
+
+@dataclass
+class RunningServer:
+    """A `losswire-server` process that is ready."""
+
+    process: subprocess.Popen[str]
+    address: str
+    health_address: str
+    metrics_address: str
+    log: Path
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal and wait for the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=60)
+
+
+def start_server(folder: Path, *flags: str) -> RunningServer:
+    """Start a server that logs to `folder`, and wait until it is ready."""
+    ready, log = folder / "ready.json", folder / "server.log"
+    free = [f"--{port}=127.0.0.1:0" for port in ("listen", "health-listen", "metrics-listen")]
+    command = [sys.executable, "-m", "losswire_server", *free, f"--ready-file={ready}", "--drain-wait-s=0", *flags]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LOSSWIRE_")}
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, text=True, env=environment)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not ready.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise RuntimeError(f"the server did not start:\n{log.read_text()}")
+        time.sleep(0.02)
+    return RunningServer(process, log=log, **json.loads(ready.read_text()))
