@@ -1,0 +1,74 @@
+"""Evaluates `torch.nn.CrossEntropyLoss` over gRPC.
+
+>>> import losswire
+>>> client = losswire.Client("localhost:50051")  # doctest: +SKIP
+>>> result = client.cross_entropy([[2.0, 1.0], [0.0, 3.0]], [0, 1])  # doctest: +SKIP
+
+The drop-in module for PyTorch is `losswire.torch`, which is imported when first used: `losswire` needs no PyTorch.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from losswire.aio import AsyncClient
+from losswire.channels import Tls
+from losswire.client import Client
+from losswire.errors import (
+    CallCancelledError,
+    ClosedError,
+    DataLossError,
+    DeadlineExceededError,
+    InternalError,
+    InvalidArgumentError,
+    LosswireError,
+    NotFoundError,
+    PermissionDeniedError,
+    QuotaError,
+    TooLargeError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnimplementedError,
+)
+from losswire.info import Limits, ServerInfo
+from losswire.results import CrossEntropyResult, Timings, merge
+from losswire.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from losswire import torch as torch
+
+__version__ = version("losswire")
+
+__all__ = [
+    "AsyncClient",
+    "CallCancelledError",
+    "Client",
+    "ClosedError",
+    "CrossEntropyResult",
+    "DataLossError",
+    "DeadlineExceededError",
+    "InternalError",
+    "InvalidArgumentError",
+    "Limits",
+    "LosswireError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "QuotaError",
+    "RetryPolicy",
+    "ServerInfo",
+    "Timings",
+    "Tls",
+    "TooLargeError",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnimplementedError",
+    "merge",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Imports `losswire.torch` when it is first used."""
+    if name == "torch":
+        return import_module("losswire.torch")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,122 @@
+"""How messages reach a server and come back, for the asyncio client.
+
+Single messages travel over `grpc.aio`. Streams travel over gRPC's blocking interface, in threads: when a server ends a
+stream that is still being sent, `grpc.aio` (1.85 and before) may replace the server's status with an INTERNAL of its
+own, and whether to try again would be guesswork. It also keeps the copying of megabytes off the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, Protocol, cast
+
+import grpc
+import grpc.aio
+
+from losswire.channels import Endpoint
+from losswire.errors import CallCancelledError
+from losswire.transports import GrpcTransport, Transport, drain, grpc_timeout, translate
+
+_MAX_THREADS: Final = 64
+
+
+class AsyncTransport(Protocol):
+    """Carries calls of `AsyncClient`."""
+
+    async def unary(self, method: str, request: bytes, timeout_s: float) -> bytes:
+        """The reply to one message."""
+        ...
+
+    async def stream(self, frames: Iterator[bytes], timeout_s: float, take: Callable[[bytes], None]) -> None:
+        """Gives each reply to the frames of an `EvaluateStream` to `take`, perhaps in another thread."""
+        ...
+
+    async def close(self) -> None:
+        """Ends all calls and connections."""
+        ...
+
+
+class ThreadTransport:
+    """Carries asyncio's calls over a blocking transport, in threads of its own."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._threads = ThreadPoolExecutor(_MAX_THREADS, "losswire")
+
+    async def unary(self, method: str, request: bytes, timeout_s: float) -> bytes:
+        """The reply to one message."""
+        return cast(bytes, await self._in_thread(self._transport.unary, method, request, timeout_s))
+
+    async def stream(self, frames: Iterator[bytes], timeout_s: float, take: Callable[[bytes], None]) -> None:
+        """Gives each reply to `take`, in another thread."""
+        replies = self._transport.stream(frames, timeout_s)
+        try:
+            await self._in_thread(drain, replies, take)
+        except asyncio.CancelledError:
+            replies.cancel()
+            raise
+
+    async def close(self) -> None:
+        """Ends all calls and connections."""
+        await asyncio.to_thread(self._transport.close)
+        self._threads.shutdown(wait=False)
+
+    def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+
+class AsyncGrpcTransport:
+    """Carries single messages over `channel_count` connections in turn, and streams over as many others.
+
+    Connections are opened by the first call that needs them, and belong to the event loop that runs then.
+    """
+
+    def __init__(self, endpoint: Endpoint, channel_count: int) -> None:
+        self._endpoint = endpoint
+        self._channel_count = channel_count
+        self._channels: list[grpc.aio.Channel] = []
+        self._turns = itertools.count()
+        self._streams: ThreadTransport | None = None
+
+    async def unary(self, method: str, request: bytes, timeout_s: float) -> bytes:
+        """The reply to one message."""
+        invoke: Any = self._next_channel().unary_unary(method)
+        call = invoke(request, timeout=grpc_timeout(timeout_s), metadata=self._endpoint.metadata())
+        try:
+            # When the task is cancelled, gRPC cancels the call.
+            return cast(bytes, await call)
+        except grpc.RpcError as error:
+            raise translate(error, self._endpoint) from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise CallCancelledError("the channel was closed during the call") from error
+
+    async def stream(self, frames: Iterator[bytes], timeout_s: float, take: Callable[[bytes], None]) -> None:
+        """Gives each reply to `take`, in another thread."""
+        if self._streams is None:
+            self._streams = ThreadTransport(GrpcTransport(self._endpoint, self._channel_count))
+        await self._streams.stream(frames, timeout_s, take)
+
+    async def close(self) -> None:
+        """Ends all calls and connections."""
+        for channel in self._channels:
+            await channel.close()
+        if self._streams is not None:
+            await self._streams.close()
+
+    def _next_channel(self) -> grpc.aio.Channel:
+        if not self._channels:
+            self._channels = [_open_channel(self._endpoint) for _ in range(self._channel_count)]
+        return self._channels[next(self._turns) % self._channel_count]
+
+
+def _open_channel(endpoint: Endpoint) -> grpc.aio.Channel:
+    credentials = endpoint.credentials()
+    if credentials is None:
+        return grpc.aio.insecure_channel(endpoint.target, endpoint.options())
+    return grpc.aio.secure_channel(endpoint.target, credentials, endpoint.options())

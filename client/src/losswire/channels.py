@@ -1,0 +1,147 @@
+"""Channels to a server: addresses, TLS, tokens, and gRPC's settings with their reasons."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from losswire.errors import InvalidArgumentError
+from losswire.frames import MESSAGE_BYTES
+
+Pem = bytes | str | os.PathLike[str]
+
+_SCHEMES_WITH_ADDRESSES: Final = ("dns", "ipv4", "ipv6")
+
+_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
+    ("grpc.primary_user_agent", f"losswire/{version('losswire')}"),
+    # Larger tensors are streamed, so no message needs more; without a limit a hostile server could fill the memory.
+    ("grpc.max_send_message_length", MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    # The client retries (retry.py). Two layers would multiply the attempts.
+    ("grpc.enable_retries", 0),
+    # Notices within 40 s that a server vanished without a word during a call. Idle connections are not probed, since
+    # a server may take that for an attack.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A server that restarts is found again soon: the defaults are 1 s and 2 min.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # Every channel has its own connection; otherwise channels to one target share one.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+# Spreads the calls over all addresses behind a name. Health checking by gRPC itself is left off: it asks on the port of
+# the calls, where losswire does not answer, and whatever refuses with another status than UNIMPLEMENTED (a proxy, a
+# check of tokens) would make every address unusable. A draining server is left because it closes the connection, and
+# the calls that it cancels meanwhile are retried.
+_SERVICE_CONFIG: Final = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """How a connection is encrypted, and who the two sides are. Each part is PEM, as bytes or as the path of a file.
+
+    Attributes:
+        ca: Certificates that may vouch for the server. Default: those that gRPC ships.
+        certificate: The client's own certificate chain, for mutual TLS.
+        key: The private key of `certificate`.
+        server_name: Name that the server's certificate must hold, where it is not the target's.
+    """
+
+    ca: Pem | None = None
+    certificate: Pem | None = None
+    key: Pem | None = field(default=None, repr=False)
+    server_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            missing = "key" if self.key is None else "certificate"
+            raise InvalidArgumentError(f"{missing} is absent; expected certificate and key together", field=missing)
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """What gRPC wants. Files are read anew, so that a new client uses a new certificate."""
+        return grpc.ssl_channel_credentials(_read_pem(self.ca), _read_pem(self.key), _read_pem(self.certificate))
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a server is, and how to speak to it.
+
+    Attributes:
+        target: Address as gRPC writes them: "localhost:50051", "dns:///losswire.example:50051", "unix:/run/losswire".
+        tls: How to encrypt; True for a server that the system's certificates vouch for; None for plain text.
+        token: Bearer token, or a function that returns the current one, called before every attempt.
+        channel_options: gRPC's channel arguments, which replace ours of the same name.
+    """
+
+    target: str
+    tls: Tls | bool | None = None
+    token: str | Callable[[], str] | None = field(default=None, repr=False)
+    channel_options: Sequence[tuple[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.target, str):
+            raise TypeError(f"target is a {type(self.target).__name__}; expected a string such as 'localhost:50051'")
+        if self.token is not None and not self.tls and not is_loopback(self.target):
+            raise InvalidArgumentError(
+                f"token would travel readable to {self.target}; expected tls, or a target on this machine",
+                field="token",
+            )
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """What gRPC wants for TLS; None for plain text."""
+        if not self.tls:
+            return None
+        return (Tls() if self.tls is True else self.tls).credentials()
+
+    def options(self) -> list[tuple[str, Any]]:
+        """The channel arguments, in gRPC's words."""
+        options = dict(_OPTIONS)
+        if not is_loopback(self.target):
+            options["grpc.service_config"] = _SERVICE_CONFIG
+        if isinstance(self.tls, Tls) and self.tls.server_name is not None:
+            options["grpc.ssl_target_name_override"] = self.tls.server_name
+        options.update(self.channel_options)
+        return list(options.items())
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What accompanies every call."""
+        if self.token is None:
+            return ()
+        token = self.token() if callable(self.token) else self.token
+        return (("authorization", f"Bearer {token}"),)
+
+
+def is_loopback(target: str) -> bool:
+    """Whether all addresses of a target are on this machine.
+
+    >>> is_loopback("dns:///localhost:50051"), is_loopback("ipv6:[::1]:50051"), is_loopback("10.0.0.1:50051")
+    (True, True, False)
+    """
+    scheme, _, rest = target.partition(":")
+    if scheme in ("unix", "unix-abstract"):
+        return True
+    addresses = rest.rpartition("/")[2] if scheme in _SCHEMES_WITH_ADDRESSES else target
+    return all(_is_loopback_host(address.rpartition(":")[0].strip("[]")) for address in addresses.split(","))
+
+
+def _is_loopback_host(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _read_pem(pem: Pem | None) -> bytes | None:
+    return pem if pem is None or isinstance(pem, bytes) else Path(pem).read_bytes()

@@ -1,0 +1,49 @@
+"""The commands of `losswire`, one file each."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from losswire.channels import Tls
+from losswire.commands import evaluate, explain, info, ping
+from losswire.commands.console import CommandGroup, out
+
+__all__ = ["app"]
+
+app: Final = typer.Typer(cls=CommandGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command("eval")(evaluate.evaluate)
+app.command("evaluate", hidden=True)(evaluate.evaluate)
+app.command()(explain.explain)
+app.command()(info.info)
+app.command()(ping.ping)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"losswire {version('losswire')}", highlight=False)
+        raise typer.Exit
+
+
+_Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+]
+
+
+@app.callback()
+def losswire(
+    context: typer.Context,
+    tls: Annotated[bool, typer.Option("--tls", help="Encrypt, and trust the usual authorities.")] = False,
+    ca: Annotated[Path | None, typer.Option(metavar="FILE", help="Encrypt, and trust this authority.")] = None,
+    certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="Encrypt, and show this chain.")] = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Key of --certificate.")] = None,
+    _version: _Version = False,
+) -> None:
+    """Evaluate torch.nn.CrossEntropyLoss through a losswire server.
+
+    The variable LOSSWIRE_SERVER holds the server's address, LOSSWIRE_TOKEN a token for it.
+    """
+    context.obj = Tls(ca, certificate, key) if ca or certificate or key else tls or None

@@ -1,0 +1,84 @@
+"""What a server says about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from losswire.evaluation import OUTPUTS
+from losswire.v1 import GetInfoResponse
+from losswire.v1.tensor_format import dtype_name
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the server refuses to exceed.
+
+    Attributes:
+        message_bytes: Bytes of one message or frame.
+        evaluation_bytes: Bytes of one evaluation that the server holds at once; streamed tensors may be larger.
+        inflight_bytes: Bytes that all evaluations together may hold.
+        waiting_calls: Calls that may wait for a share of `inflight_bytes`.
+        body_timeout_s: Seconds without a frame after which a call is ended.
+        stored_bytes: Bytes of class weights kept for later requests.
+    """
+
+    message_bytes: int
+    evaluation_bytes: int
+    inflight_bytes: int
+    waiting_calls: int
+    body_timeout_s: float
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """A server's description of itself.
+
+    Attributes:
+        version: Version of losswire-server, such as "0.1.0".
+        torch_version: Version of PyTorch, such as "2.13.0+cpu".
+        device: Device in PyTorch's words, such as "cpu" or "cuda:0".
+        device_name: Device in the maker's words; empty where it is unknown.
+        backend: Code that evaluates: "reference", "cpu" or "gpu".
+        threads: Threads that one evaluation may use on a CPU.
+        floating_dtypes: Element types accepted for logits, class probabilities and weights, such as "bfloat16".
+        index_dtypes: Element types accepted for class indices.
+        outputs: Outputs that requests may ask for, such as "entropy".
+        limits: What the server refuses to exceed.
+    """
+
+    version: str
+    torch_version: str
+    device: str
+    device_name: str
+    backend: str
+    threads: int
+    floating_dtypes: tuple[str, ...]
+    index_dtypes: tuple[str, ...]
+    outputs: tuple[str, ...]
+    limits: Limits
+
+
+def server_info(message: GetInfoResponse) -> ServerInfo:
+    """The description in a `GetInfoResponse`. Outputs that only a newer client knows by name are left out."""
+    names = {number: name for name, number in OUTPUTS.items()}
+    limits = message.limits
+    return ServerInfo(
+        version=message.version,
+        torch_version=message.torch_version,
+        device=message.device,
+        device_name=message.device_name,
+        backend=message.backend,
+        threads=message.threads,
+        floating_dtypes=tuple(map(dtype_name, message.floating_dtypes)),
+        index_dtypes=tuple(map(dtype_name, message.index_dtypes)),
+        outputs=tuple(names[number] for number in message.outputs if number in names),
+        limits=Limits(
+            message_bytes=limits.message_bytes,
+            evaluation_bytes=limits.evaluation_bytes,
+            inflight_bytes=limits.inflight_bytes,
+            waiting_calls=limits.waiting_calls,
+            body_timeout_s=limits.body_timeout_s,
+            stored_bytes=limits.stored_bytes,
+        ),
+    )

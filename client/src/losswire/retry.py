@@ -1,0 +1,136 @@
+"""When a call is tried again, and after how long.
+
+gRPC's own retries stop at 256 KiB, which every real tensor exceeds, so they are switched off and the client retries:
+requests of any size, framed anew from the arrays. Evaluations change nothing on the server, so repeating one is safe.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from losswire.errors import (
+    CallCancelledError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    LosswireError,
+    QuotaError,
+    UnavailableError,
+)
+
+# A drain may cancel calls that it raced with; see the errors' own words for the others. QuotaError exists only where
+# the server said when to come back.
+_RETRYABLE: Final = (UnavailableError, CallCancelledError, QuotaError)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how soon a client tries again: exponential backoff with full jitter, within a budget.
+
+    Attributes:
+        max_attempts: Attempts of one call, with the first, >= 1. 1 never tries again.
+        initial_backoff_s: Longest wait before the second attempt, in seconds. Waits are drawn evenly from 0 to this.
+        max_backoff_s: Longest wait before any attempt, in seconds.
+        multiplier: Growth of the longest wait from one attempt to the next, >= 1.
+        budget_ratio: Retries that each call earns for the client, in [0.0, 1.0]. 0.1 adds at most 10 % to the load.
+        budget_reserve: Retries that a new client may spend before it has earned any.
+        budget_limit: Retries that a client can save up.
+    """
+
+    max_attempts: int = 4
+    initial_backoff_s: float = 0.1
+    max_backoff_s: float = 5.0
+    multiplier: float = 2.0
+    budget_ratio: float = 0.1
+    budget_reserve: float = 20.0
+    budget_limit: float = 100.0
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("max_attempts", 1), ("multiplier", 1), ("initial_backoff_s", 0), ("max_backoff_s", 0)):
+            if not getattr(self, name) >= lowest:
+                raise InvalidArgumentError(f"{name} is {getattr(self, name)}; expected at least {lowest}", field=name)
+
+    def longest_backoff_s(self, attempts: int) -> float:
+        """Upper end of the wait after `attempts` attempts have failed."""
+        return min(self.max_backoff_s, self.initial_backoff_s * self.multiplier ** (attempts - 1))
+
+
+class RetryBudget:
+    """The retries that a client has left: a bucket that every call fills a little and every retry empties by one.
+
+    It is shared by all threads of a client, and bounds what retries add to the load of a server in trouble.
+    """
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._ratio = policy.budget_ratio
+        self._limit = policy.budget_limit
+        self._retries = min(policy.budget_reserve, policy.budget_limit)
+        self._lock = threading.Lock()
+
+    def earn(self) -> None:
+        """Counts a call."""
+        with self._lock:
+            self._retries = min(self._limit, self._retries + self._ratio)
+
+    def spend(self) -> bool:
+        """Takes one retry; False when none is left."""
+        with self._lock:
+            if self._retries < 1.0:
+                return False
+            self._retries -= 1.0
+            return True
+
+
+class Attempts:
+    """The attempts of one call: how much time is left, and whether and when to try again."""
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        budget: RetryBudget,
+        timeout_s: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._policy = policy
+        self._budget = budget
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._uniform = uniform
+        self._deadline = clock() + timeout_s
+        self._failed = 0
+        budget.earn()
+
+    def remaining_s(self) -> float:
+        """Seconds until the deadline, > 0; infinite where there is none.
+
+        Raises:
+            DeadlineExceededError: if it has passed.
+        """
+        remaining = self._deadline - self._clock()
+        if remaining <= 0:
+            raise DeadlineExceededError(f"the call did not finish within timeout_s={self._timeout_s:g}")
+        return remaining
+
+    def delay_s(self, error: LosswireError) -> float:
+        """Seconds to wait before the next attempt, after `error` ended the last one.
+
+        A delay that the server asked for is kept, plus the jittered backoff, so that those who were turned away
+        together do not come back together.
+
+        Raises:
+            LosswireError: `error` itself, if there shall be no further attempt: its kind never passes, the server
+                forbade it, attempts or budget are spent, or the deadline would pass during the wait.
+        """
+        self._failed += 1
+        if not isinstance(error, _RETRYABLE) or error.retry_forbidden or self._failed >= self._policy.max_attempts:
+            raise error
+        delay = self._uniform(0.0, self._policy.longest_backoff_s(self._failed)) + (error.retry_after_s or 0.0)
+        if delay >= self._deadline - self._clock() or not self._budget.spend():
+            raise error
+        return delay

@@ -1,0 +1,133 @@
+"""How messages reach a server and come back, for the blocking client.
+
+A transport knows bytes and time limits, and raises `LosswireError`; what the bytes mean is none of its business.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, cast
+
+import grpc
+
+from losswire.calls import EVALUATE_STREAM, UNARY_METHODS
+from losswire.channels import Endpoint
+from losswire.errors import CallCancelledError, LosswireError, error_from_status
+
+# Bytes in and out: messages are serialised by hand.
+_Invoke = Callable[..., Any]
+
+
+class ReplyStream(Protocol):
+    """The replies of one stream, to be iterated over once."""
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def cancel(self) -> None:
+        """Ends the call, if it has not ended; whoever iterates gets an error. Any thread may ask."""
+        ...
+
+
+class Transport(Protocol):
+    """Carries calls of `Client`. Safe to use from several threads."""
+
+    def unary(self, method: str, request: bytes, timeout_s: float) -> bytes:
+        """The reply to one message."""
+        ...
+
+    def stream(self, frames: Iterator[bytes], timeout_s: float) -> ReplyStream:
+        """The replies to the frames of an `EvaluateStream`, which are taken while replies are given."""
+        ...
+
+    def close(self) -> None:
+        """Ends all calls and connections."""
+        ...
+
+
+class GrpcTransport:
+    """Carries calls over `channel_count` connections in turn."""
+
+    def __init__(self, endpoint: Endpoint, channel_count: int) -> None:
+        self._endpoint = endpoint
+        self._closed = False
+        self._channels = [_open_channel(endpoint) for _ in range(channel_count)]
+        self._unary: dict[str, Iterator[_Invoke]] = {
+            method: itertools.cycle([channel.unary_unary(method) for channel in self._channels])
+            for method in UNARY_METHODS
+        }
+        self._stream: Iterator[_Invoke] = itertools.cycle(
+            [channel.stream_stream(EVALUATE_STREAM) for channel in self._channels]
+        )
+
+    def unary(self, method: str, request: bytes, timeout_s: float) -> bytes:
+        """The reply to one message."""
+        try:
+            return cast(bytes, self._invoke(self._unary[method], request, timeout_s))
+        except grpc.RpcError as error:
+            raise translate(error, self._endpoint) from error
+
+    def stream(self, frames: Iterator[bytes], timeout_s: float) -> ReplyStream:
+        """The replies to the frames of a stream. gRPC takes the frames in a thread of its own."""
+        return _GrpcStream(self._invoke(self._stream, frames, timeout_s), self._endpoint)
+
+    def close(self) -> None:
+        """Ends all calls and connections."""
+        self._closed = True
+        for channel in self._channels:
+            channel.close()
+
+    def _invoke(self, turns: Iterator[_Invoke], request: bytes | Iterator[bytes], timeout_s: float) -> Any:
+        metadata = self._endpoint.metadata()
+        try:
+            return next(turns)(request, timeout=grpc_timeout(timeout_s), metadata=metadata)
+        except ValueError as error:
+            # What gRPC raises where another thread has closed the channel.
+            if self._closed:
+                raise CallCancelledError("the channel was closed before the call") from error
+            raise
+
+
+class _GrpcStream:
+    def __init__(self, call: Any, endpoint: Endpoint) -> None:
+        self._call = call
+        self._endpoint = endpoint
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._call
+        except grpc.RpcError as error:
+            raise translate(error, self._endpoint) from error
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+def drain(replies: ReplyStream, take: Callable[[bytes], None]) -> None:
+    """Gives each reply to `take`. Whatever ends it, KeyboardInterrupt too, the server need not go on."""
+    try:
+        for message in replies:
+            take(message)
+    finally:
+        # After the last reply this does nothing.
+        replies.cancel()
+
+
+def grpc_timeout(timeout_s: float) -> float | None:
+    """A time limit as gRPC takes it: None for none."""
+    return None if math.isinf(timeout_s) else timeout_s
+
+
+def translate(error: grpc.RpcError, endpoint: Endpoint) -> LosswireError:
+    """Our exception for one of gRPC's."""
+    # Every RpcError that a call raises is also the call.
+    call: Any = error
+    return error_from_status(call.code(), call.details() or "", call.trailing_metadata() or (), endpoint.target)
+
+
+def _open_channel(endpoint: Endpoint) -> grpc.Channel:
+    credentials = endpoint.credentials()
+    if credentials is None:
+        return grpc.insecure_channel(endpoint.target, endpoint.options())
+    return grpc.secure_channel(endpoint.target, credentials, endpoint.options())
