@@ -56,7 +56,7 @@ class Tile:
         return weight[None, first_class : first_class + width].to(self.device, self.dtype)
 
     def weight_of(self, target: Tensor) -> Tensor:
-        """The class weights of the tile's targets, float64; whatever where a target is no class."""
+        """The class weights of the tile's targets, float64; any weight where a target is no class."""
         weight = self.job.parameters.weight
         if weight is None or len(weight) == 0:
             return torch.ones_like(target, dtype=torch.float64)
