@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo  # type: ignore[import-untyped]
-from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 
 from losswire.v1 import DataType, Tensor
 
@@ -40,23 +41,21 @@ class RawChannel:
     """Sends bytes as they are."""
 
     def __init__(self, channel: grpc.Channel) -> None:
-        self._evaluate = channel.unary_unary(f"{SERVICE}/Evaluate")
-        self._stream = channel.stream_stream(f"{SERVICE}/EvaluateStream")
-        self._put_tensor = channel.unary_unary(f"{SERVICE}/PutTensor")
+        self._evaluate: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"{SERVICE}/Evaluate")
+        self._stream: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"{SERVICE}/EvaluateStream")
+        self._put_tensor: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"{SERVICE}/PutTensor")
 
     def evaluate(self, message: bytes) -> bytes:
         """Call Evaluate."""
-        reply: bytes = self._evaluate(message, timeout=30)
-        return reply
+        return self._evaluate(message, timeout=30)
 
     def put_tensor(self, message: bytes) -> bytes:
         """Call PutTensor."""
-        reply: bytes = self._put_tensor(message, timeout=30)
-        return reply
+        return self._put_tensor(message, timeout=30)
 
     def stream(self, frames: Iterable[bytes]) -> list[bytes]:
         """Call EvaluateStream, and collect the replies."""
-        return list(self._stream(iter(frames), timeout=30))
+        return list(self._stream(iter(frames), timeout=110))
 
 
 def failure_of(call: Callable[[], object]) -> Failure:
@@ -64,7 +63,7 @@ def failure_of(call: Callable[[], object]) -> Failure:
     with pytest.raises(grpc.RpcError) as caught:
         call()
     error = caught.value
-    trailing = dict(error.trailing_metadata())
+    trailing: dict[str, Any] = {entry.key: entry.value for entry in error.trailing_metadata()}
     status = Status.FromString(trailing["grpc-status-details-bin"])
     assert status.message == error.details()
     assert status.code == error.code().value[0]
@@ -72,7 +71,7 @@ def failure_of(call: Callable[[], object]) -> Failure:
     found = [each for detail in status.details for each in (info, bad, retry) if detail.Unpack(each)]
     return Failure(
         code=error.code(),
-        message=error.details(),
+        message=error.details() or "",
         info=info,
         violations=[violation.field for violation in bad.field_violations],
         retry_after_s=retry.retry_delay.ToNanoseconds() / 1e9 if retry in found else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import grpc
 import numpy as np
@@ -19,6 +20,7 @@ from losswire.v1 import (
     EvaluateHeader,
     EvaluateRequest,
     EvaluateStreamRequest,
+    Output,
     PutTensorRequest,
     Tensor,
     TensorHeader,
@@ -71,8 +73,8 @@ REFUSED: dict[str, tuple[Change, str, str]] = {
     "smoothing NaN": (lambda r: setattr(r.options, "label_smoothing", np.nan), "OPTION_INVALID", "label_smoothing"),
     "unknown reduction": (lambda r: setattr(r.options, "reduction", 9), "OPTION_INVALID", "reduction"),
     "unknown empty_mean": (lambda r: setattr(r.options, "empty_mean", 9), "OPTION_INVALID", "empty_mean"),
-    "unknown output": (lambda r: r.options.outputs.append(99), "OPTION_INVALID", "outputs[0]"),
-    "an output twice": (lambda r: r.options.outputs.extend([1, 1]), "OPTION_INVALID", "outputs"),
+    "unknown output": (lambda r: r.options.outputs.append(cast(Output, 99)), "OPTION_INVALID", "outputs[0]"),
+    "an output twice": (lambda r: r.options.outputs.extend(2 * [Output.OUTPUT_LOSS]), "OPTION_INVALID", "outputs"),
     "top_k of 0": (lambda r: setattr(r.options, "top_k", 0), "OPTION_INVALID", "top_k"),
     "a digest of 31 bytes": (lambda r: setattr(r, "weight_digest", bytes(31)), "OPTION_INVALID", "weight_digest"),
     "a digest of another weight": (
@@ -103,8 +105,8 @@ def test_a_wrong_request_is_refused_with_its_reason_and_field(raw: RawChannel, n
     ("options", "field"),
     [
         (CrossEntropyOptions(ignore_index=0), "ignore_index"),
-        (CrossEntropyOptions(outputs=[3]), "outputs[0]"),
-        (CrossEntropyOptions(outputs=[2, 4]), "outputs[1]"),
+        (CrossEntropyOptions(outputs=[Output.OUTPUT_TARGET_LOGPROB]), "outputs[0]"),
+        (CrossEntropyOptions(outputs=[Output.OUTPUT_LOGSUMEXP, Output.OUTPUT_TARGET_RANK]), "outputs[1]"),
     ],
 )
 def test_what_needs_a_target_class_is_refused_with_probabilities(
@@ -171,14 +173,14 @@ def test_a_message_over_the_limit_is_too_large_and_not_worth_a_retry(raw: RawCha
     with pytest.raises(grpc.RpcError) as caught:
         raw.evaluate(bytes(5 * 1024 * 1024))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "grpc-retry-pushback-ms" not in dict(caught.value.trailing_metadata())
+    assert "grpc-retry-pushback-ms" not in {entry.key for entry in caught.value.trailing_metadata()}
 
 
 def test_a_reply_over_the_limit_is_refused_before_it_is_computed(raw: RawChannel) -> None:
     many = EvaluateRequest(
         logits=Tensor(shape=[1_000_000, 1], dtype=DataType.DATA_TYPE_FLOAT16, data=bytes(2_000_000)),
         class_indices=Tensor(shape=[1_000_000], dtype=DataType.DATA_TYPE_INT8, data=bytes(1_000_000)),
-        options=CrossEntropyOptions(outputs=[4]),
+        options=CrossEntropyOptions(outputs=[Output.OUTPUT_TARGET_RANK]),
     )
     failure = failure_of(lambda: raw.evaluate(many.SerializeToString()))
     assert (failure.code, failure.info.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_LARGE")

@@ -19,7 +19,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from prometheus_client.parser import text_string_to_metric_families
-from raw_calls import failure_of
+from raw_calls import RawChannel, failure_of
 from servers import RunningServer, start_server
 
 import losswire
@@ -64,7 +64,7 @@ def test_health_info_and_metrics_answer_on_their_own_ports(server: RunningServer
             assert reply.status == HealthCheckResponse.SERVING
         info = LossServiceStub(channel).GetInfo(GetInfoRequest(), timeout=10)
         with pytest.raises(grpc.RpcError) as caught:
-            channel.unary_unary("/losswire.v1.LossService/Evaluate")(b"", timeout=10)
+            RawChannel(channel).evaluate(b"")
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert (info.backend, info.device) == ("reference", "cpu")
     assert info.version == client.info().version
@@ -96,7 +96,10 @@ class OpenStream:
         self._next: list[bytes | None] = []
         self._ready = threading.Semaphore(0)
         self.channel = grpc.insecure_channel(address)
-        self.replies = self.channel.stream_stream("/losswire.v1.LossService/EvaluateStream")(self._frames())
+        method: grpc.StreamStreamMultiCallable[bytes, bytes] = self.channel.stream_stream(
+            "/losswire.v1.LossService/EvaluateStream"
+        )
+        self.replies = method(self._frames())
 
     def send(self, frame: bytes | None) -> None:
         """Send a frame; None ends the stream."""

@@ -110,12 +110,12 @@ def test_evaluations_follow_one_another_on_one_stream(raw: RawChannel) -> None:
         if reply.WhichOneof("frame") == "result"
     ]
     assert len(results) == 2 * len(batches)
-    for (logits, labels), chunked, whole in zip(batches, results[::2], results[1::2], strict=True):
+    for (logits, labels), chunked, at_once in zip(batches, results[::2], results[1::2], strict=True):
         truth = torch.nn.functional.cross_entropy(
             torch.from_numpy(logits).double(), torch.from_numpy(labels), ignore_index=1, label_smoothing=0.1
         )
         assert chunked.loss == pytest.approx(float(truth), rel=1e-6, nan_ok=True)
-        assert repr(sums(chunked)) == repr(sums(whole))
+        assert repr(sums(chunked)) == repr(sums(at_once))
 
 
 def test_a_tensor_larger_than_2_gib_and_than_every_budget_streams_through(
@@ -142,8 +142,7 @@ def test_a_tensor_larger_than_2_gib_and_than_every_budget_streams_through(
     server = start_server(tmp_path_factory.mktemp("small"), *limits)
     try:
         with grpc.insecure_channel(server.address) as channel:
-            call = channel.stream_stream("/losswire.v1.LossService/EvaluateStream")
-            result, _ = read(list(call(frames(), timeout=110)))
+            result, _ = read(RawChannel(channel).stream(frames()))
     finally:
         assert server.stop() == 0
     truth = torch.nn.functional.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 
 from losswire_server.errors import OverloadedError, TooLargeError
 
@@ -20,7 +20,8 @@ class ByteBudget:
         self.used_bytes = 0
         self._max_waiting = max_waiting
         self._max_wait_s = max_wait_s
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        # Whose turn it will be, and how many bytes it takes, in order of arrival.
+        self._waiting: OrderedDict[asyncio.Future[None], int] = OrderedDict()
 
     @property
     def waiting(self) -> int:
@@ -34,24 +35,21 @@ class ByteBudget:
             TooLargeError: if they exceed the whole budget.
             OverloadedError: if too many calls wait already, or this one did for `max_wait_s`.
         """
-        await self._take(byte_count)
-        return Reservation(self, byte_count)
+        reservation = Reservation(self, 0)
+        await reservation.resize(byte_count)
+        return reservation
 
     async def _take(self, byte_count: int) -> None:
         if not self._waiting and self.used_bytes + byte_count <= self.capacity_bytes:
             self.used_bytes += byte_count
             return
-        if byte_count > self.capacity_bytes:
-            raise TooLargeError(
-                "the request", byte_count, self.capacity_bytes, "the server's max_inflight_bytes is the limit"
-            )
         if len(self._waiting) >= self._max_waiting:
             raise OverloadedError(retry_after_s=self._max_wait_s)
         await self._wait(byte_count)
 
     async def _wait(self, byte_count: int) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((byte_count, turn))
+        self._waiting[turn] = byte_count
         try:
             async with asyncio.timeout(self._max_wait_s):
                 await turn
@@ -65,6 +63,7 @@ class ByteBudget:
             raise
         finally:
             turn.cancel()
+            self._waiting.pop(turn, None)
             self._admit_waiting()
 
     def _give_back(self, byte_count: int) -> None:
@@ -73,13 +72,13 @@ class ByteBudget:
 
     def _admit_waiting(self) -> None:
         while self._waiting:
-            byte_count, turn = self._waiting[0]
+            turn, byte_count = next(iter(self._waiting.items()))
             if not turn.done():
                 if self.used_bytes + byte_count > self.capacity_bytes:
                     return
                 self.used_bytes += byte_count
                 turn.set_result(None)
-            self._waiting.popleft()
+            del self._waiting[turn]
 
 
 class Reservation:
@@ -97,7 +96,16 @@ class Reservation:
         self.byte_count = byte_count
 
     async def resize(self, byte_count: int) -> None:
-        """Hold `byte_count` bytes from now on; returning some is immediate, taking more may wait or be refused."""
+        """Hold `byte_count` bytes from now on; returning some is immediate, taking more may wait or be refused.
+
+        Raises:
+            TooLargeError: if they exceed the whole budget.
+            OverloadedError: as `ByteBudget.reserve`.
+        """
+        capacity_bytes = self._budget.capacity_bytes
+        if byte_count > capacity_bytes:
+            # Waiting would not help: what the call holds already is a part of them.
+            raise TooLargeError("the request", byte_count, capacity_bytes, "max_inflight_bytes is the server's limit")
         if byte_count > self.byte_count:
             await self._budget._take(byte_count - self.byte_count)
         elif byte_count < self.byte_count:

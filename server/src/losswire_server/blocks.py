@@ -1,7 +1,8 @@
 """Cuts the bytes of a request, as they arrive, into blocks that a backend can evaluate.
 
 A block is a view of the received bytes wherever the bytes of its samples (or of some segments of one sample, where a
-sample is large) lie in one chunk. Only what straddles two chunks is copied: at most one sample, or one segment.
+sample is large) lie in one chunk. What straddles two chunks is copied, at most one sample or one segment, and so are
+chunks too small to be worth a job each.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from losswire_server.losses.job import WHOLE_SAMPLE_OUTPUTS, Job, Parameters, Pa
 MIN_SPLIT_BYTES: Final = 1024 * 1024
 """A sample up to this size is collected whole; a larger one is evaluated segment by segment as it arrives."""
 
+SMALL_CHUNK_BYTES: Final = 64 * 1024
+"""Waiting chunks below this are copied together: each costs hundreds of bytes besides its own, and a job of its own."""
+
 # Blocks are views of immutable bytes, and no backend writes to them.
 warnings.filterwarnings("ignore", message="The given buffer is not writable")
 
@@ -33,13 +37,18 @@ class ByteQueue:
 
     def __init__(self) -> None:
         self._chunks: deque[memoryview] = deque()
+        # Small chunks that wait behind others, as one.
+        self._tail = bytearray()
         self.byte_count = 0
 
     def append(self, chunk: memoryview) -> None:
         """Add bytes to the end."""
-        if len(chunk):
+        self.byte_count += len(chunk)
+        if self._chunks and len(self._tail) + len(chunk) < SMALL_CHUNK_BYTES:
+            self._tail += chunk
+        elif len(chunk):
+            self._close_tail()
             self._chunks.append(chunk)
-            self.byte_count += len(chunk)
 
     def units(self, unit_bytes: int) -> int:
         """Units that can be taken at once without a copy; 1 where only a copy would give one, 0 where none is there."""
@@ -62,7 +71,14 @@ class ByteQueue:
         first = self._chunks.popleft()
         if byte_count < len(first):
             self._chunks.appendleft(first[byte_count:])
+        elif not self._chunks:
+            self._close_tail()
         return first[:byte_count]
+
+    def _close_tail(self) -> None:
+        if self._tail:
+            self._chunks.append(memoryview(self._tail))
+            self._tail = bytearray()
 
 
 class BlockCutter:

@@ -7,21 +7,24 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import structlog
 
 from losswire_server.admission import ByteBudget, Reservation
-from losswire_server.config import Config
+from losswire_server.config import ENVELOPE_BYTES, Config
 from losswire_server.engine import Caller
 from losswire_server.errors import (
     BodyTimeoutError,
+    DeadlinePassedError,
     DrainingError,
     InternalError,
     ServiceError,
 )
 from losswire_server.metrics import Metrics
+
+_T = TypeVar("_T")
 
 _log = structlog.get_logger()
 
@@ -45,13 +48,20 @@ class Lobby:
         """Take no new evaluations, and end the streams that wait for one."""
         self.draining = True
         for timeout in self.idle:
-            timeout.reschedule(0)
+            # One that passed in this very step cannot be moved any more, and need not be.
+            if not timeout.expired():
+                timeout.reschedule(0)
 
 
 class Call:
     """One call, from its arrival to its end.
 
     Messages are read as raw bytes, each only after the bytes it may take are reserved.
+
+    Attributes:
+        caller: Who waits for it, and until when.
+        reservation: The bytes that it holds.
+        began_at: When the current evaluation began: the call arrived, or its first frame after another one came.
     """
 
     def __init__(self, lobby: Lobby, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
@@ -59,9 +69,10 @@ class Call:
         self.method = method
         self.caller = Caller(self._deadline(lobby.config, context), secrets.token_hex(8))
         self.reservation = Reservation(lobby.budget, 0)
+        self.began_at = time.monotonic()
         self._admit_s = 0.0
         self._context = context
-        self._arrived_at = time.monotonic()
+        self._arrived_at = self.began_at
 
     @staticmethod
     def _deadline(config: Config, context: grpc.aio.ServicerContext[Any, Any]) -> float:
@@ -92,16 +103,12 @@ class Call:
         Raises:
             OverloadedError: if no room for it came free in time.
             BodyTimeoutError: if the caller sent nothing for too long.
+            DeadlinePassedError: if its deadline, or the default one, passed meanwhile.
         """
-        config = self.lobby.config
         asked_at = time.monotonic()
-        await self.reservation.resize(held_bytes + config.max_message_bytes)
+        await self.reservation.resize(held_bytes + self.lobby.config.max_message_bytes + ENVELOPE_BYTES)
         self._admit_s += time.monotonic() - asked_at
-        try:
-            async with asyncio.timeout(config.body_timeout_s):
-                message = await self._context.read()
-        except TimeoutError:
-            raise BodyTimeoutError(config.body_timeout_s) from None
+        message = await self._in_time(self._context.read())
         return await self._received(message, held_bytes)
 
     async def receive_between_evaluations(self) -> memoryview | None:
@@ -125,6 +132,7 @@ class Call:
             raise BodyTimeoutError(self.lobby.config.idle_timeout_s) from None
         finally:
             self.lobby.idle.discard(timeout)
+        self.began_at = time.monotonic()
         return await self._received(message, 0)
 
     async def _received(self, message: bytes | object, held_bytes: int) -> memoryview | None:
@@ -141,14 +149,21 @@ class Call:
 
         Raises:
             BodyTimeoutError: if the caller took nothing for too long.
+            DeadlinePassedError: if its deadline, or the default one, passed meanwhile.
         """
-        timeout_s = self.lobby.config.body_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._context.write(message)
-        except TimeoutError:
-            raise BodyTimeoutError(timeout_s) from None
+        await self._in_time(self._context.write(message))
         self.lobby.metrics.sent_bytes[self.method].inc(len(message))
+
+    async def _in_time(self, transfer: Awaitable[_T]) -> _T:
+        body_timeout_s, deadline = self.lobby.config.body_timeout_s, self.caller.deadline
+        try:
+            async with asyncio.timeout(min(body_timeout_s, deadline - time.monotonic())):
+                return await transfer
+        except TimeoutError:
+            # A caller that sends a little now and then keeps within the body timeout for ever.
+            if deadline <= time.monotonic():
+                raise DeadlinePassedError from None
+            raise BodyTimeoutError(body_timeout_s) from None
 
     async def run(self, behaviour: Callable[[Call], Awaitable[bytes | None]]) -> bytes | None:
         """Run the call to its end: its reply, or a status from the table in `errors`."""

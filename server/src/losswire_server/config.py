@@ -11,7 +11,7 @@ import ipaddress
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
@@ -23,7 +23,13 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-MIB = 1024 * 1024
+MIB: Final = 1024 * 1024
+
+MAX_BYTES: Final = 2**50
+"""More than any machine has, and less than a 64-bit field of GetInfo holds."""
+
+ENVELOPE_BYTES: Final = 64 * 1024
+"""What a message may hold besides its tensors."""
 
 
 class ConfigError(Exception):
@@ -67,16 +73,22 @@ class Config(BaseSettings):
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     backend: Literal["auto", "reference"] = Field("auto", description="Code that evaluates.")
-    threads: int = Field(0, ge=0, description="CPU threads for one evaluation; 0 takes all cores.")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads for one evaluation; 0 takes all cores.")
 
     max_message_bytes: int = Field(
         4 * MIB, ge=64 * 1024, le=16 * MIB, description="Tensor bytes in one message or frame; larger tensors stream."
     )
-    max_evaluation_bytes: int = Field(256 * MIB, ge=MIB, description="Bytes one evaluation may hold at once.")
-    max_inflight_bytes: int = Field(512 * MIB, ge=16 * MIB, description="Bytes all evaluations may hold at once.")
-    max_waiting_calls: int = Field(1024, ge=0, description="Calls that may wait for a share of those bytes.")
+    max_evaluation_bytes: int = Field(
+        256 * MIB, ge=MIB, le=MAX_BYTES, description="Bytes one evaluation may hold at once."
+    )
+    max_inflight_bytes: int = Field(
+        512 * MIB, ge=16 * MIB, le=MAX_BYTES, description="Bytes all evaluations may hold at once."
+    )
+    max_waiting_calls: int = Field(1024, ge=0, le=2**20, description="Calls that may wait for a share of those bytes.")
     max_wait_s: float = Field(1.0, ge=0, le=60, description="Seconds such a call waits before it is refused.")
-    max_stored_bytes: int = Field(64 * MIB, ge=0, description="Bytes of class weights kept for later requests.")
+    max_stored_bytes: int = Field(
+        64 * MIB, ge=0, le=MAX_BYTES, description="Bytes of class weights kept for later requests."
+    )
     body_timeout_s: float = Field(30.0, gt=0, description="Seconds without a frame after which a call is ended.")
     idle_timeout_s: float = Field(300.0, gt=0, description="Seconds a stream may idle between two evaluations.")
     default_deadline_s: float = Field(
@@ -118,10 +130,11 @@ class Config(BaseSettings):
 
     @model_validator(mode="after")
     def _check_budgets(self) -> Self:
-        if self.max_evaluation_bytes > self.max_inflight_bytes:
+        needed_bytes = self.max_evaluation_bytes + self.max_message_bytes + ENVELOPE_BYTES
+        if needed_bytes > self.max_inflight_bytes:
             raise ValueError(
-                f"max_evaluation_bytes: {self.max_evaluation_bytes} is more than max_inflight_bytes allows in all, "
-                f"{self.max_inflight_bytes}"
+                f"max_evaluation_bytes: {self.max_evaluation_bytes} and one more message take {needed_bytes} bytes; "
+                f"max_inflight_bytes allows {self.max_inflight_bytes} in all"
             )
         return self
 
@@ -146,7 +159,7 @@ def load_config(arguments: Sequence[str]) -> Config:
         ConfigError: if a setting is unknown or refused, or the file cannot be read.
         SystemExit: after `--help`, and for a flag that does not exist.
     """
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder = argparse.ArgumentParser(prog="losswire-server", add_help=False, allow_abbrev=False)
     finder.add_argument("--config", default=os.environ.get("LOSSWIRE_CONFIG"))
     path = finder.parse_known_args(arguments)[0].config
     if path is not None and not Path(path).is_file():

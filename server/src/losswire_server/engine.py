@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,9 @@ from losswire_server.losses.job import Job, Positions
 from losswire_server.metrics import Metrics
 
 MAX_BATCH_BYTES: Final = 64 * 1024 * 1024
+
+RESULT_BYTES: Final = 8
+"""Bytes of one result of one position, at most: its loss, its weight, and each output."""
 
 _log = structlog.get_logger()
 
@@ -57,8 +61,10 @@ class Task:
 
     @property
     def byte_count(self) -> int:
-        """Bytes that the backend reads for it."""
-        return self.job.logits.nbytes + self.job.target.nbytes
+        """Bytes that the backend reads for it, and about as many as its results take."""
+        samples, _, positions = self.job.logits.shape
+        results = samples * positions * RESULT_BYTES * (2 + len(self.job.parameters.outputs))
+        return self.job.logits.nbytes + self.job.target.nbytes + results
 
 
 class Engine:
@@ -94,7 +100,10 @@ class Engine:
     def _run(self) -> None:
         while (first := self._queue.get()) is not None:
             batch, stopping = self._take_batch(first)
-            self._evaluate(batch)
+            try:
+                self._evaluate(batch)
+            except Exception:  # Such as a log that cannot be written. Without this thread every call would hang.
+                _fail(batch)
             self._loop.call_soon_threadsafe(_deliver, batch)
             if stopping:
                 return
@@ -131,7 +140,10 @@ class Engine:
 
     def _outcomes(self, tasks: Sequence[Task]) -> Sequence[Positions | Exception | None]:
         try:
-            return self._backend.evaluate([task.job for task in tasks])
+            outcomes = self._backend.evaluate([task.job for task in tasks])
+            if len(outcomes) != len(tasks):
+                raise RuntimeError(f"the backend gave {len(outcomes)} outcomes for {len(tasks)} jobs")
+            return outcomes
         except Exception as error:  # A backend reports the failure of a job; this is one of its own.
             return [error] * len(tasks)
 
@@ -143,6 +155,16 @@ class Engine:
         return InternalError(task.caller.request_id)
 
 
+def _fail(batch: Sequence[Task]) -> None:
+    for task in batch:
+        task.outcome = InternalError(task.caller.request_id)
+    with contextlib.suppress(Exception):
+        _log.exception("engine failed", request_ids=[task.caller.request_id for task in batch])
+
+
 def _deliver(batch: Sequence[Task]) -> None:
     for task in batch:
-        task.deliver(task)
+        try:
+            task.deliver(task)
+        except Exception:  # The others of the batch are other callers'.
+            _log.exception("delivery failed", request_id=task.caller.request_id)

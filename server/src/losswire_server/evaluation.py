@@ -41,6 +41,9 @@ from losswire_server.weights import WeightStore
 # What a backend keeps of one position between the blocks of its sample: nine float64 at most, and its label.
 STATE_BYTES_PER_POSITION: Final = 80
 
+# Positions that come without a byte of logits.
+MAX_FREE_POSITIONS: Final = 65_536
+
 _NUMPY_INDICES: Final = {
     DataType.DATA_TYPE_INT64: "<i8",
     DataType.DATA_TYPE_INT32: "<i4",
@@ -96,9 +99,9 @@ class Evaluation:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes that wait for their counterpart, and the state of a sample that is evaluated in parts."""
+        """Bytes that wait for their counterpart, the weight, and the state of a sample that is evaluated in parts."""
         waiting = self._cutter.logits.byte_count + self._cutter.target.byte_count if self._cutter else 0
-        return waiting + self._state_bytes + sum(map(len, self._weight_chunks))
+        return waiting + self._state_bytes + self._received["weight"]
 
     @property
     def received_all(self) -> bool:
@@ -114,6 +117,8 @@ class Evaluation:
             ChecksumMismatchError: if they complete a tensor that is not the announced one.
         """
         plan = self._check_due(tensor, len(data))
+        if not len(data):
+            return
         first = self._received[tensor] // plan.item_bytes
         self._received[tensor] += len(data)
         self._check_hash(tensor, plan, data)
@@ -240,23 +245,27 @@ class Evaluation:
     def _add_target(self, data: memoryview, first_element: int) -> None:
         plan = self.plan.target
         if self.plan.target_is_probabilities:
-            if self.plan.check_probabilities and len(data):
+            if self.plan.check_probabilities:
                 check_probability_values(torch.frombuffer(data, dtype=TORCH_DTYPES[plan.dtype]))
             self._due_cutter().target.append(data)
-        elif len(data):
+        else:
             labels = np.frombuffer(data, dtype=_NUMPY_INDICES[plan.dtype]).astype(np.int64, copy=False)
             check_labels(labels, self.plan, first_element)
             self._due_cutter().target.append(labels.data.cast("B"))
 
     def _empty_job(self) -> Job:
         """All positions of logits without elements: none, or those of zero classes."""
-        shape = (self.plan.samples, self.plan.class_count, self.plan.positions_per_sample)
+        shape = (self.plan.samples, 0, self.plan.positions_per_sample)
+        if not self.plan.positions:
+            # Sizes beside a zero may be astronomical, and a backend would walk along them.
+            shape = (0, 0, 0)
+        parameters = replace(self._parameters, class_count=0, positions_per_sample=shape[2])
         logits = torch.empty(shape, dtype=TORCH_DTYPES[self.plan.logits.dtype])
         if self.plan.target_is_probabilities:
-            return Job(self._parameters, logits, torch.empty(shape, dtype=TORCH_DTYPES[self.plan.target.dtype]))
+            return Job(parameters, logits, torch.empty(shape, dtype=TORCH_DTYPES[self.plan.target.dtype]))
         labels = self._due_cutter().target.take(self.plan.positions * torch.int64.itemsize)
         target = torch.frombuffer(labels, dtype=torch.int64) if len(labels) else torch.empty(0, dtype=torch.int64)
-        return Job(self._parameters, logits, target.view(shape[0], shape[2]))
+        return Job(parameters, logits, target.view(shape[0], shape[2]))
 
     def _check_due(self, tensor: str, byte_count: int) -> TensorPlan:
         """The plan of a tensor whose next `byte_count` bytes may come now."""
@@ -294,9 +303,10 @@ class Evaluation:
         plan = self.plan
         state_bytes = plan.positions_per_sample * STATE_BYTES_PER_POSITION
         sample_bytes = plan.class_count * plan.positions_per_sample * plan.logits.item_bytes
+        if plan.weight is not None:
+            self._check_fits("the weight", plan.weight.byte_count, "it is held whole")
         if not plan.class_count:
-            # Positions without classes have no logits that would have to be sent: the count alone must not cost much.
-            self._check_fits("the positions of zero classes", plan.positions * STATE_BYTES_PER_POSITION, "send fewer")
+            self._check_positions_without_classes()
         if self._parameters.outputs & WHOLE_SAMPLE_OUTPUTS:
             needs = "one sample, which target_rank, top1 and topk need whole,"
             self._check_fits(needs, sample_bytes, "leave these outputs out, or use smaller samples")
@@ -305,6 +315,13 @@ class Evaluation:
             return 0
         self._check_fits("the running state of one sample", state_bytes, "send samples with fewer positions")
         return state_bytes
+
+    def _check_positions_without_classes(self) -> None:
+        # Nothing has to be sent for them, so that their number alone must not cost much.
+        if self.plan.positions > MAX_FREE_POSITIONS:
+            limit_bytes = MAX_FREE_POSITIONS * STATE_BYTES_PER_POSITION
+            byte_count = self.plan.positions * STATE_BYTES_PER_POSITION
+            raise TooLargeError("the results of positions without classes", byte_count, limit_bytes, "send fewer")
 
     def _check_fits(self, what: str, byte_count: int, advice: str) -> None:
         if byte_count > self._max_bytes:

@@ -13,6 +13,7 @@ from losswire.v1 import PutTensorResponse
 from losswire_server import replies
 from losswire_server.config import load_config
 from losswire_server.device import open_device
+from losswire_server.errors import InternalError
 from losswire_server.evaluation import Evaluation
 from losswire_server.frames import Request, decode_chunk, decode_first_frame, decode_put_tensor, decode_request
 from losswire_server.info import server_info
@@ -78,7 +79,8 @@ class InProcessServer:
                 [outcome] = self._backend.evaluate([job])
                 seconds.compute += time.monotonic() - started_at
             if isinstance(outcome, Exception):
-                raise outcome
+                # The cause takes the place of the server's log.
+                raise InternalError("local") from outcome
             if outcome is not None:
                 evaluation.absorb(outcome)
 

@@ -29,5 +29,7 @@ def configure_logs(log_format: Literal["auto", "json", "console"], level: str) -
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=render, foreign_pre_chain=shared))
+    # Without what structlog needs between its stages, such as the record itself.
+    cleaned = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render]
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=cleaned, foreign_pre_chain=shared))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)

@@ -7,7 +7,6 @@ import time
 
 from losswire_server.call import Call
 from losswire_server.engine import Engine, Task
-from losswire_server.errors import ServiceError
 from losswire_server.evaluation import Evaluation, Totals
 from losswire_server.replies import StageSeconds
 
@@ -19,16 +18,14 @@ class Run:
         call: The call it belongs to, whose bytes each job keeps reserved until the engine is done with it.
         engine: Evaluates the jobs.
         evaluation: Makes the jobs and takes their results.
-        started_at: When the evaluation's first message came, in seconds of `time.monotonic`.
     """
 
-    def __init__(self, call: Call, engine: Engine, evaluation: Evaluation, started_at: float) -> None:
+    def __init__(self, call: Call, engine: Engine, evaluation: Evaluation) -> None:
         self.call = call
         self.evaluation = evaluation
-        self.seconds = StageSeconds(admit=call.take_admit_s())
+        self.seconds = StageSeconds()
         self._engine = engine
-        self._started_at = started_at
-        self._received_at = self._finished_at = started_at
+        self._received_at = self._finished_at = call.began_at
         self._outstanding = self._outstanding_bytes = 0
         self._failure: Exception | None = None
         self._settled: asyncio.Future[None] | None = None
@@ -48,7 +45,8 @@ class Run:
             self.call.reservation.hold()
             self._engine.submit(task)
         self._received_at = time.monotonic()
-        self.seconds.receive = self._received_at - self._started_at
+        self.seconds.admit += self.call.take_admit_s()
+        self.seconds.receive = self._received_at - self.call.began_at - self.seconds.admit
 
     async def settle(self, at_most: int = 0) -> None:
         """Wait until at most so many jobs are in the engine's hands; raise what the first of them to fail raised."""
@@ -86,5 +84,5 @@ class Run:
         elif task.outcome is not None:
             try:
                 self.evaluation.absorb(task.outcome)
-            except ServiceError as error:
+            except Exception as error:  # Else the call would wait for its jobs until its deadline.
                 self._failure = error

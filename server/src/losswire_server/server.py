@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from losswire_server.admission import ByteBudget
 from losswire_server.call import Lobby
-from losswire_server.config import Config
+from losswire_server.config import ENVELOPE_BYTES, Config
 from losswire_server.device import open_device
 from losswire_server.engine import Engine
 from losswire_server.health import HealthServer
@@ -25,9 +25,6 @@ from losswire_server.metrics import Metrics
 from losswire_server.servicer import SERVICE, Servicer
 from losswire_server.tls import server_credentials
 from losswire_server.weights import WeightStore
-
-ENVELOPE_BYTES: Final = 64 * 1024
-"""What a message may hold besides its tensors."""
 
 _OPTIONS: Final = (
     # A forgotten server on the same port would answer half of the calls.

@@ -6,7 +6,6 @@ before it is admitted and nothing is decoded but by `frames` and `validation`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -99,7 +98,8 @@ class Servicer:
 
     async def _receive_tensors(self, run: Run, outputs: replies.OutputFrames) -> None:
         while not run.evaluation.received_all:
-            await run.settle(at_most=MAX_OUTSTANDING_JOBS - 1)
+            crowded = run.held_bytes > self._lobby.config.max_evaluation_bytes
+            await run.settle(at_most=0 if crowded else MAX_OUTSTANDING_JOBS - 1)
             for reply in outputs.ready():
                 await run.call.send(reply)
             message = await run.call.receive(run.held_bytes)
@@ -111,9 +111,8 @@ class Servicer:
             run.submit_ready()
 
     def _begin(self, call: Call, request: Request) -> Run:
-        started_at = time.monotonic()
         evaluation = Evaluation(check_request(request), self._weights, self._lobby.config.max_evaluation_bytes)
-        return Run(call, self._engine, evaluation, started_at)
+        return Run(call, self._engine, evaluation)
 
     def _check_reply_fits(self, plan: Plan) -> None:
         byte_count, limit = replies.output_bytes(plan), self._lobby.config.max_message_bytes

@@ -51,5 +51,8 @@ def _write_ready_file(path: Path, server: Server) -> None:
         "metrics_address": server.metrics_address,
     }
     partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(addresses))
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(addresses))
+        partial.replace(path)
+    except OSError as error:
+        raise StartError(f"ready_file: {path} cannot be written: {error.strerror}") from error

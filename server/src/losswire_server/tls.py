@@ -26,7 +26,8 @@ def server_credentials(config: Config) -> grpc.ServerCredentials | None:
     # gRPC reports an unusable pair only as failed handshakes, to the clients; the ssl module says what is wrong.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(certificate, key)
+        # An empty password, so that a key that wants one is refused, not waited for at the terminal.
+        context.load_cert_chain(certificate, key, password="")
     except OSError as error:
         raise CertificateError(f"tls_certificate {certificate} and tls_key {key} cannot be used: {error}") from error
     try:

@@ -17,6 +17,7 @@ from losswire.v1 import CrossEntropyOptions, DataType, EmptyMean, ErrorReason, O
 from losswire.v1.tensor_format import FLOATING, INDICES, ITEM_BYTES, dtype_name, tensor_digest
 from losswire_server.errors import InvalidRequestError
 from losswire_server.frames import Request, TensorField
+from losswire_server.losses.job import OUTPUTS
 
 MAX_AXES: Final = 16
 MAX_ELEMENTS: Final = 2**62
@@ -321,6 +322,8 @@ def _check_check_probabilities(options: CrossEntropyOptions, probabilities: bool
 
 
 def _check_outputs(options: CrossEntropyOptions, reduction: str, probabilities: bool) -> tuple[str, ...]:
+    if len(options.outputs) > len(OUTPUTS):
+        raise _bad_option("outputs", f"a list of {len(options.outputs)}", f"at most {len(OUTPUTS)}, each once")
     names = tuple(_check_output(index, output, probabilities) for index, output in enumerate(options.outputs))
     if len(set(names)) < len(names):
         raise _bad_option("outputs", ", ".join(names), "each output at most once")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from typing import Final
 
 import torch
+
+ENTRY_BYTES: Final = 1024
+"""What a weight takes besides its elements, about; else millions of tiny ones would fit the limit but not memory."""
 
 
 class WeightStore:
@@ -30,11 +34,12 @@ class WeightStore:
 
     def put(self, digest: bytes, weight: torch.Tensor) -> None:
         """Keep `weight` under its name, forgetting the least recently used where there is no room."""
+        byte_count = weight.nbytes + ENTRY_BYTES
         with self._lock:
-            if digest in self._weights or weight.nbytes > self._capacity_bytes:
+            if digest in self._weights or byte_count > self._capacity_bytes:
                 return
-            while self.used_bytes + weight.nbytes > self._capacity_bytes:
+            while self.used_bytes + byte_count > self._capacity_bytes:
                 _, forgotten = self._weights.popitem(last=False)
-                self.used_bytes -= forgotten.nbytes
+                self.used_bytes -= forgotten.nbytes + ENTRY_BYTES
             self._weights[digest] = weight
-            self.used_bytes += weight.nbytes
+            self.used_bytes += byte_count

@@ -1,0 +1,122 @@
+"""Requests made from torch tensors, and their evaluation without a server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from losswire.v1 import CrossEntropyOptions, DataType
+from losswire_server.errors import ServiceError
+from losswire_server.evaluation import Evaluation
+from losswire_server.frames import Request, TensorField
+from losswire_server.losses.job import Positions
+from losswire_server.losses.reference import Reference
+from losswire_server.validation import TORCH_DTYPES, check_request
+from losswire_server.weights import WeightStore
+
+WIRE_DTYPES = {dtype: number for number, dtype in TORCH_DTYPES.items()}
+MAX_BYTES = 64 * 1024 * 1024
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor as they travel."""
+    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+
+def tensor_field(tensor: torch.Tensor, *, whole: bool = True) -> TensorField:
+    """A tensor as a request has it, or as a header announces it."""
+    data = tensor_bytes(tensor) if whole else None
+    return TensorField(tuple(tensor.shape), WIRE_DTYPES[tensor.dtype], data)
+
+
+def announced(shape: Sequence[int], dtype: DataType, byte_count: int | None = None) -> TensorField:
+    """A tensor of any size as a header announces it."""
+    return TensorField(tuple(shape), dtype, byte_count=byte_count)
+
+
+def make_request(
+    logits: TensorField | None,
+    target: TensorField | None,
+    *,
+    probabilities: bool = False,
+    weight: TensorField | None = None,
+    weight_digest: bytes | None = None,
+    **options: Any,
+) -> Request:
+    """A request with these tensors; `options` are those of CrossEntropyOptions."""
+    return Request(logits, target, probabilities, weight, weight_digest, CrossEntropyOptions(**options))
+
+
+def request_of(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    *,
+    whole: bool = True,
+    **options: Any,
+) -> Request:
+    """The request for tensors, with their bytes or as a header."""
+    return make_request(
+        tensor_field(logits, whole=whole),
+        tensor_field(target, whole=whole),
+        probabilities=target.is_floating_point(),
+        weight=None if weight is None else tensor_field(weight, whole=whole),
+        **options,
+    )
+
+
+def begin(request: Request, max_bytes: int = MAX_BYTES, weights: WeightStore | None = None) -> Evaluation:
+    """The evaluation of a request, before its first byte."""
+    return Evaluation(check_request(request), WeightStore(MAX_BYTES) if weights is None else weights, max_bytes)
+
+
+def evaluate_ready(evaluation: Evaluation) -> list[Positions]:
+    """Evaluate the jobs that are complete, and return what completed positions."""
+    backend, results = Reference(torch.device("cpu")), []
+    for job in evaluation.jobs():
+        [outcome] = backend.evaluate([job])
+        if isinstance(outcome, Positions):
+            evaluation.absorb(outcome)
+            results.append(outcome)
+        assert outcome is None or isinstance(outcome, Positions), outcome
+    return results
+
+
+def evaluate_whole(request: Request, **limits: Any) -> Evaluation:
+    """The finished evaluation of a request that carries its tensors."""
+    evaluation = begin(request, **limits)
+    evaluation.add_whole(request)
+    evaluate_ready(evaluation)
+    evaluation.check_complete()
+    return evaluation
+
+
+def evaluate_chunks(request: Request, chunks: Iterable[tuple[str, memoryview]], **limits: Any) -> Evaluation:
+    """The finished evaluation of a header and the chunks that follow it."""
+    evaluation = begin(request, **limits)
+    evaluate_ready(evaluation)
+    for tensor, data in chunks:
+        evaluation.add(tensor, data)
+        evaluate_ready(evaluation)
+    evaluation.check_complete()
+    return evaluation
+
+
+def bits(positions: Sequence[Positions]) -> dict[str, torch.Tensor]:
+    """The bytes of results, each list being taken as one: a NaN equals itself, and 0.0 differs from -0.0."""
+    tensors = [{"loss": each.loss, "target_weight": each.target_weight, **each.outputs} for each in positions]
+    return {name: torch.cat([each[name] for each in tensors]).view(torch.uint8) for name in tensors[0]}
+
+
+def element_count(shape: Sequence[int]) -> int:
+    """Number of elements of a shape."""
+    return math.prod(shape)
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason of a refusal, which it must be."""
+    assert isinstance(error, ServiceError), error
+    return error.reason_name

@@ -1,0 +1,294 @@
+"""The life of one call: what it holds, how long it may take, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import grpc
+import pytest
+from made_calls import Aborted, FakeContext, in_loop, make_call, make_lobby, steps
+from structlog.testing import capture_logs
+
+from losswire_server.call import Call, Lobby
+from losswire_server.config import ENVELOPE_BYTES, MIB
+from losswire_server.errors import (
+    BodyTimeoutError,
+    DeadlinePassedError,
+    DrainingError,
+    InvalidRequestError,
+    OverloadedError,
+    TooLargeError,
+)
+
+A_MOMENT_S = 0.01
+FOR_EVER_S = 3600.0
+MESSAGE_BYTES = 4 * MIB + ENVELOPE_BYTES
+
+
+# Receiving.
+
+
+@in_loop
+async def test_room_for_the_largest_message_is_reserved_before_it_is_read_and_the_rest_returned_after_it() -> None:
+    lobby = make_lobby()
+    held: list[int] = []
+
+    class Watching(FakeContext):
+        async def read(self) -> object:
+            held.append(lobby.budget.used_bytes)
+            return await super().read()
+
+    call = make_call(lobby, Watching([b"abc"]))
+    assert lobby.budget.used_bytes == 0
+    assert bytes(await call.receive(held_bytes=100) or b"") == b"abc"
+    assert held == [100 + MESSAGE_BYTES]
+    assert lobby.budget.used_bytes == 100 + len(b"abc")
+    assert await call.receive() is None
+    assert lobby.budget.used_bytes == 0
+
+
+@in_loop
+async def test_a_message_of_full_size_does_not_queue_for_its_envelope_after_it_came() -> None:
+    lobby = make_lobby(capacity_bytes=MESSAGE_BYTES, max_wait_s=60.0)
+    first = make_call(lobby, FakeContext([bytes(4 * MIB + 100)]))
+    reading = asyncio.ensure_future(first.receive())
+    await steps(1)
+    second = asyncio.ensure_future(make_call(lobby, FakeContext([b"x"])).receive())
+    await steps()
+    # It would wait behind the second call, which waits for it.
+    assert reading.done()
+    assert not second.done()
+    first.reservation.let_go()
+    assert bytes(await second or b"") == b"x"
+
+
+@in_loop
+async def test_what_one_call_would_hold_beyond_the_whole_budget_is_too_large_and_not_a_matter_of_waiting() -> None:
+    lobby = make_lobby(capacity_bytes=2 * MESSAGE_BYTES, max_wait_s=60.0)
+    call = make_call(lobby, FakeContext([b"x"]))
+    with pytest.raises(TooLargeError):
+        await call.receive(held_bytes=MESSAGE_BYTES + 1)
+
+
+@in_loop
+async def test_the_wait_for_admission_is_measured() -> None:
+    lobby = make_lobby(capacity_bytes=MESSAGE_BYTES, max_wait_s=60.0)
+    holder = await lobby.budget.reserve(1)
+    call = make_call(lobby, FakeContext([b"x"]))
+    receiving = asyncio.ensure_future(call.receive())
+    await steps()
+    holder.let_go()
+    await receiving
+    assert call.take_admit_s() > 0
+    assert call.take_admit_s() == 0  # taken once
+
+
+@in_loop
+async def test_a_caller_that_sends_nothing_is_cut_off() -> None:
+    lobby = make_lobby(body_timeout_s=A_MOMENT_S)
+    with pytest.raises(BodyTimeoutError):
+        await make_call(lobby, FakeContext(silent=True)).receive()
+
+
+@in_loop
+async def test_a_caller_that_takes_nothing_is_cut_off() -> None:
+    lobby = make_lobby(body_timeout_s=A_MOMENT_S)
+    with pytest.raises(BodyTimeoutError):
+        await make_call(lobby, FakeContext(takes=False)).send(b"x")
+
+
+@in_loop
+async def test_the_default_deadline_ends_a_caller_that_keeps_within_the_body_timeout() -> None:
+    lobby = make_lobby(body_timeout_s=FOR_EVER_S, default_deadline_s=A_MOMENT_S)
+    for context in (FakeContext(silent=True), FakeContext(silent=True, remaining_s=A_MOMENT_S)):
+        with pytest.raises(DeadlinePassedError):
+            await make_call(lobby, context).receive()
+    with pytest.raises(DeadlinePassedError):
+        await make_call(lobby, FakeContext(takes=False)).send(b"x")
+
+
+@in_loop
+async def test_the_deadline_is_the_callers_own_and_else_the_default_one_anew_for_each_evaluation() -> None:
+    lobby = make_lobby(default_deadline_s=100.0)
+    own = make_call(lobby, FakeContext(remaining_s=1000.0))
+    assert own.caller.deadline == pytest.approx(time.monotonic() + 1000, abs=50)
+    call = make_call(lobby, FakeContext())
+    first = call.caller.deadline
+    assert first == pytest.approx(time.monotonic() + 100, abs=50)
+    call.begin_evaluation()
+    assert call.caller.deadline > first
+
+
+# Between evaluations, and draining.
+
+
+@in_loop
+async def test_an_idle_stream_holds_nothing_and_is_cut_off_after_its_own_time() -> None:
+    lobby = make_lobby(idle_timeout_s=A_MOMENT_S, body_timeout_s=FOR_EVER_S)
+    call = make_call(lobby, FakeContext([b"abc"], silent=True))
+    await call.receive()
+    with pytest.raises(BodyTimeoutError):
+        await call.receive_between_evaluations()
+    assert lobby.budget.used_bytes == 0
+    assert lobby.idle == set()
+
+
+@in_loop
+async def test_the_first_message_of_a_next_evaluation_is_reserved_once_it_is_there() -> None:
+    lobby = make_lobby()
+    call = make_call(lobby, FakeContext([b"abc"]))
+    assert bytes(await call.receive_between_evaluations() or b"") == b"abc"
+    assert lobby.budget.used_bytes == 3
+    assert await call.receive_between_evaluations() is None
+    assert lobby.budget.used_bytes == 0
+
+
+@in_loop
+async def test_draining_ends_idle_streams_and_refuses_new_evaluations() -> None:
+    lobby = make_lobby()
+    idle = [make_call(lobby, FakeContext(silent=True)) for _ in range(3)]
+    waiting = [asyncio.ensure_future(call.receive_between_evaluations()) for call in idle]
+    await steps()
+    lobby.drain()
+    ended = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(each) for each in ended] == [DrainingError] * 3
+    with pytest.raises(DrainingError):
+        idle[0].begin_evaluation()
+    with pytest.raises(DrainingError):
+        await make_call(lobby, FakeContext(silent=True)).receive_between_evaluations()
+
+
+@pytest.mark.parametrize("rounds", range(6))
+def test_draining_in_the_very_step_in_which_an_idle_stream_times_out_is_no_error(rounds: int) -> None:
+    async def main() -> None:
+        lobby = make_lobby()
+        waiting = asyncio.ensure_future(make_call(lobby, FakeContext(silent=True)).receive_between_evaluations())
+        await steps()
+        [timeout] = lobby.idle
+        timeout.reschedule(0)
+        await steps(rounds)
+        lobby.drain()
+        [ended] = await asyncio.gather(waiting, return_exceptions=True)
+        assert isinstance(ended, DrainingError | BodyTimeoutError)
+
+    asyncio.run(main())
+
+
+# The end.
+
+
+async def end(lobby: Lobby, behaviour: Callable[[Call], Awaitable[bytes | None]]) -> tuple[FakeContext, Call]:
+    """Run a call with this behaviour to its end, whatever that is."""
+    context = FakeContext()
+    call = make_call(lobby, context)
+    task = asyncio.ensure_future(call.run(behaviour))
+    await asyncio.gather(task, return_exceptions=True)
+    return context, call
+
+
+def count(lobby: Lobby, code: str) -> float:
+    return float(lobby.metrics.requests["Evaluate", code]._value.get())
+
+
+async def reply(call: Call) -> bytes:
+    await call.reservation.resize(5)
+    return b"reply"
+
+
+@in_loop
+async def test_a_call_that_succeeds_returns_its_reply_and_its_bytes() -> None:
+    lobby = make_lobby()
+    call = make_call(lobby, FakeContext())
+    assert await call.run(reply) == b"reply"
+    assert (lobby.budget.used_bytes, call.caller.gone, count(lobby, "OK")) == (0, True, 1)
+
+
+@in_loop
+async def test_an_error_of_the_service_ends_the_call_with_its_status() -> None:
+    lobby, error = make_lobby(), OverloadedError(0.5)
+
+    async def behaviour(call: Call) -> bytes:
+        await call.reservation.resize(5)
+        raise error
+
+    context, call = await end(lobby, behaviour)
+    assert context.aborted == (grpc.StatusCode.UNAVAILABLE, str(error), error.trailing_metadata)
+    assert (lobby.budget.used_bytes, call.caller.gone, count(lobby, "UNAVAILABLE")) == (0, True, 1)
+    assert lobby.metrics.rejected["OVERLOADED"]._value.get() == 1
+
+
+@in_loop
+async def test_a_bug_ends_the_call_as_internal_and_is_logged_with_its_request_id() -> None:
+    lobby = make_lobby()
+
+    async def behaviour(call: Call) -> bytes:
+        await call.reservation.resize(5)
+        raise ValueError("secret")
+
+    with capture_logs() as logs:
+        context, call = await end(lobby, behaviour)
+    assert context.aborted is not None
+    code, details, _ = context.aborted
+    assert code is grpc.StatusCode.INTERNAL
+    assert call.caller.request_id in details
+    assert "secret" not in str(context.aborted)
+    assert [entry["request_id"] for entry in logs] == [call.caller.request_id]
+    assert (lobby.budget.used_bytes, call.caller.gone, count(lobby, "INTERNAL")) == (0, True, 1)
+
+
+@pytest.mark.parametrize(("remaining_s", "code"), [(FOR_EVER_S, "CANCELLED"), (0.0, "DEADLINE_EXCEEDED")])
+def test_a_caller_that_leaves_is_counted_by_why_and_leaves_nothing(remaining_s: float, code: str) -> None:
+    async def main() -> None:
+        lobby = make_lobby()
+        call = make_call(lobby, FakeContext(remaining_s=remaining_s))
+
+        async def behaviour(call: Call) -> bytes:
+            await call.reservation.resize(5)
+            return await asyncio.Future[bytes]()
+
+        task = asyncio.ensure_future(call.run(behaviour))
+        await steps()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (lobby.budget.used_bytes, call.caller.gone, count(lobby, code)) == (0, True, 1)
+        assert lobby.metrics.inflight_requests._value.get() == 0
+
+    asyncio.run(main())
+
+
+@in_loop
+async def test_nothing_runs_after_an_abort() -> None:
+    lobby = make_lobby()
+
+    async def behaviour(_: Call) -> bytes:
+        raise TooLargeError("it", 2, 1, "send less")
+
+    context = FakeContext()
+    with pytest.raises(Aborted):
+        await make_call(lobby, context).run(behaviour)
+    assert context.aborted is not None
+
+
+def test_every_call_has_a_request_id_of_its_own() -> None:
+    async def main() -> set[str]:
+        lobby = make_lobby()
+        return {make_call(lobby, FakeContext()).caller.request_id for _ in range(1000)}
+
+    assert len(asyncio.run(main())) == 1000
+
+
+def test_an_invalid_request_counts_as_no_rejection() -> None:
+    # What callers do wrong is in losswire_requests_total; rejections are what the server could not take.
+    async def main() -> float:
+        lobby = make_lobby()
+
+        async def behaviour(_: Call) -> bytes:
+            raise InvalidRequestError(1, "message", "malformed", "a message")  # type: ignore[arg-type]
+
+        await end(lobby, behaviour)
+        return float(sum(counter._value.get() for counter in lobby.metrics.rejected.values()))
+
+    assert asyncio.run(main()) == 0

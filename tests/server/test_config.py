@@ -1,0 +1,285 @@
+"""Settings: three sources in order, and a line for each that is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from losswire_server.config import ENVELOPE_BYTES, MAX_BYTES, MIB, Config, ConfigError, load_config
+from losswire_server.info import server_info
+from losswire_server.validation import output_number
+
+FIELDS = sorted(Config.model_fields)
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of whoever runs the tests do not count."""
+    for name in FIELDS:
+        monkeypatch.delenv(f"LOSSWIRE_{name.upper()}", raising=False)
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "losswire.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def refused(*arguments: str) -> list[str]:
+    """The lines of the refusal of these arguments."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(arguments)
+    return str(caught.value).splitlines()
+
+
+# Another value than the default of each setting, as a flag has it and as Python has it.
+OTHER_VALUES: dict[str, tuple[str, Any]] = {
+    "listen": ("127.0.0.1:1", "127.0.0.1:1"),
+    "health_listen": ("0.0.0.0:2", "0.0.0.0:2"),
+    "metrics_listen": ("[::1]:3", "[::1]:3"),
+    "insecure": ("true", True),
+    "tls_certificate": ("/a", Path("/a")),
+    "tls_key": ("/b", Path("/b")),
+    "tls_client_ca": ("/c", Path("/c")),
+    "reflection": ("true", True),
+    "device": ("cuda:3", "cuda:3"),
+    "backend": ("reference", "reference"),
+    "threads": ("7", 7),
+    "max_message_bytes": ("65536", 65536),
+    "max_evaluation_bytes": ("1048576", MIB),
+    "max_inflight_bytes": ("1073741824", 1024 * MIB),
+    "max_waiting_calls": ("5", 5),
+    "max_wait_s": ("0.25", 0.25),
+    "max_stored_bytes": ("0", 0),
+    "body_timeout_s": ("1.5", 1.5),
+    "idle_timeout_s": ("2.5", 2.5),
+    "default_deadline_s": ("3.5", 3.5),
+    "drain_wait_s": ("0", 0.0),
+    "drain_grace_s": ("4.5", 4.5),
+    "log_format": ("console", "console"),
+    "log_level": ("debug", "debug"),
+    "ready_file": ("/d", Path("/d")),
+}
+# What a setting needs beside it.
+COMPANIONS = {
+    "tls_certificate": {"tls_key": "/b"},
+    "tls_key": {"tls_certificate": "/a"},
+    "tls_client_ca": {"tls_certificate": "/a", "tls_key": "/b"},
+}
+EVERY_SETTING = pytest.mark.parametrize("name", OTHER_VALUES)
+
+
+def flag(name: str, value: str) -> str:
+    option = f"--{name.replace('_', '-')}"
+    return option if value == "true" else f"{option}={value}"
+
+
+def companions(name: str) -> list[str]:
+    return [flag(other, value) for other, value in COMPANIONS.get(name, {}).items()]
+
+
+def in_toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool | int | float) else f'"{value}"'
+
+
+def test_every_setting_is_tested_here() -> None:
+    assert sorted(OTHER_VALUES) == [name for name in FIELDS if name != "config"]
+
+
+@EVERY_SETTING
+def test_a_setting_can_be_a_flag_a_variable_or_in_the_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, value = OTHER_VALUES[name]
+    assert getattr(load_config(()), name) != value
+    assert getattr(load_config([flag(name, text), *companions(name)]), name) == value
+    path = write(tmp_path, f"{name} = {in_toml(value)}\n")
+    assert getattr(load_config([f"--config={path}", *companions(name)]), name) == value
+    monkeypatch.setenv(f"LOSSWIRE_{name.upper()}", text)
+    assert getattr(load_config(companions(name)), name) == value
+
+
+def test_flags_go_before_variables_and_these_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOSSWIRE_CONFIG", write(tmp_path, "threads = 1\nmax_wait_s = 1\nmax_waiting_calls = 1\n"))
+    monkeypatch.setenv("LOSSWIRE_THREADS", "2")
+    monkeypatch.setenv("LOSSWIRE_MAX_WAIT_S", "2")
+    config = load_config(["--threads=3"])
+    assert (config.threads, config.max_wait_s, config.max_waiting_calls) == (3, 2.0, 1)
+
+
+def test_the_file_of_the_flag_takes_the_place_of_that_of_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOSSWIRE_CONFIG", write(tmp_path, "threads = 1\n"))
+    other = tmp_path / "other.toml"
+    other.write_text("threads = 2\n")
+    assert load_config(["--config", str(other)]).threads == 2
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    config = load_config(())
+    with pytest.raises(Exception, match="frozen"):
+        config.threads = 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            (name, value)
+            for name in ("listen", "health_listen", "metrics_listen")
+            for value in ("", "x", ":1", "h:", "h:65536", "h:-1", "h:1.5")
+        ),
+        ("device", "tpu"),
+        ("device", "cuda:"),
+        ("backend", "warp"),
+        ("threads", "-1"),
+        ("threads", "1025"),
+        ("threads", "many"),
+        ("max_message_bytes", "65535"),
+        ("max_message_bytes", str(16 * MIB + 1)),
+        ("max_evaluation_bytes", str(MIB - 1)),
+        ("max_evaluation_bytes", str(MAX_BYTES + 1)),
+        ("max_inflight_bytes", str(16 * MIB - 1)),
+        ("max_inflight_bytes", "1e30"),
+        ("max_waiting_calls", "-1"),
+        ("max_waiting_calls", "3000000000"),
+        ("max_wait_s", "-0.1"),
+        ("max_wait_s", "61"),
+        ("max_wait_s", "nan"),
+        ("max_stored_bytes", "-1"),
+        ("max_stored_bytes", str(2**70)),
+        ("body_timeout_s", "0"),
+        ("idle_timeout_s", "-1"),
+        ("default_deadline_s", "nan"),
+        ("drain_wait_s", "-1"),
+        ("drain_grace_s", "soon"),
+        ("log_format", "xml"),
+        ("log_level", "loud"),
+    ],
+)
+def test_a_value_that_is_refused_is_named_in_one_line_whether_flag_variable_or_in_the_file(
+    name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, f'{name} = "{value}"\n')
+    assert [line.split(":")[0] for line in refused(flag(name, value))] == [name]
+    assert [line.split(":")[0] for line in refused("--config", path)] == [name]
+    monkeypatch.setenv(f"LOSSWIRE_{name.upper()}", value)
+    [line] = refused()
+    assert line.startswith(f"{name}: {value!r} is refused: ")
+
+
+def test_each_setting_that_is_refused_has_its_line() -> None:
+    lines = refused("--threads=-1", "--log-level=loud", "--listen=nowhere")
+    assert sorted(line.split(":")[0] for line in lines) == ["listen", "log_level", "threads"]
+
+
+def test_a_setting_that_the_file_alone_knows_is_refused_by_name(tmp_path: Path) -> None:
+    [line] = refused("--config", write(tmp_path, "max_infligth_bytes = 1\n"))
+    assert line.startswith("max_infligth_bytes: 1 is refused: ")
+    [line] = refused("--config", write(tmp_path, "[tls]\ncertificate = 1\n"))
+    assert line.startswith("tls: ")
+
+
+@pytest.mark.parametrize("content", [b"threads = ", b"\xff\xfe", b"threads = 1\nthreads = 2\n"])
+def test_a_file_that_is_no_toml_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "losswire.toml"
+    path.write_bytes(content)
+    [line] = refused(f"--config={path}")
+    assert line.startswith("config: ")
+
+
+@pytest.mark.parametrize("name", ["absent.toml", "."])
+def test_a_file_that_is_not_there_is_refused_and_not_passed_over(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / name)
+    assert refused("--config", path) == [f"config: {path} is not a file that can be read"]
+    monkeypatch.setenv("LOSSWIRE_CONFIG", path)
+    assert refused() == [f"config: {path} is not a file that can be read"]
+
+
+@pytest.mark.parametrize("argument", ["--bogus=1", "--thread=1", "stray", "--threads", "--config"])
+def test_a_flag_that_does_not_exist_or_lacks_its_value_ends_with_code_2(
+    argument: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load_config([argument])
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("losswire-server: error: ")
+    assert argument in last
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "losswire.example:1", "[fe80::1]:1"])
+def test_beyond_loopback_without_tls_is_refused_unless_insecure_is_asked_for(listen: str) -> None:
+    [line] = refused(f"--listen={listen}")
+    assert line.startswith(f"listen: {listen} is reachable from other machines")
+    assert load_config([f"--listen={listen}", "--insecure"]).listen == listen
+    assert load_config([f"--listen={listen}", "--tls-certificate=/a", "--tls-key=/b"]).listen == listen
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:0"])
+def test_loopback_needs_no_tls(listen: str) -> None:
+    assert load_config([f"--listen={listen}"]).listen == listen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--tls-certificate=/a"], "tls_key"),
+        (["--tls-key=/b"], "tls_certificate"),
+        (["--tls-client-ca=/c"], "tls_client_ca"),
+    ],
+)
+def test_half_of_what_tls_needs_is_refused(arguments: list[str], named: str) -> None:
+    [line] = refused(*arguments)
+    assert named in line
+
+
+def test_one_evaluation_and_its_next_message_must_fit_the_whole_budget() -> None:
+    fits = 64 * MIB + 4 * MIB + ENVELOPE_BYTES
+    load_config([f"--max-evaluation-bytes={64 * MIB}", f"--max-inflight-bytes={fits}"])
+    [line] = refused(f"--max-evaluation-bytes={64 * MIB}", f"--max-inflight-bytes={fits - 1}")
+    assert line.startswith("max_evaluation_bytes: ")
+    assert "max_inflight_bytes" in line
+
+
+def test_help_tells_every_setting_with_its_default_and_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load_config(["--help"])
+    assert caught.value.code == 0
+    # argparse breaks lines wherever it likes, in words with hyphens too.
+    text = re.sub(r"\s+", "", capsys.readouterr().out)
+    for name, field in Config.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert field.description is not None
+        assert field.description.endswith(".")
+        described = re.sub(r"\s+", "", field.description)
+        assert described in text, name
+        if field.default not in {None, True, False}:
+            assert f"(default:{field.default})" in text.partition(described)[2][:80], name
+
+
+def test_the_largest_settings_fit_the_fields_of_info() -> None:
+    config = load_config(
+        [
+            *(f"--{name}={MAX_BYTES}" for name in ("max-inflight-bytes", "max-stored-bytes")),
+            f"--max-evaluation-bytes={MAX_BYTES // 2}",
+            f"--max-waiting-calls={2**20}",
+        ]
+    )
+    limits = server_info(config, torch.device("cpu"), "reference").limits
+    assert (limits.inflight_bytes, limits.waiting_calls) == (MAX_BYTES, 2**20)
+
+
+def test_info_describes_what_the_server_accepts() -> None:
+    info = server_info(load_config(["--body-timeout-s=12.5"]), torch.device("cpu"), "reference")
+    assert (info.device, info.backend, info.torch_version) == ("cpu", "reference", torch.__version__)
+    assert info.limits.body_timeout_s == 12.5
+    assert info.threads == torch.get_num_threads()
+    assert output_number("entropy") in info.outputs

@@ -1,0 +1,101 @@
+"""Probes and info on a port of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from losswire.v1 import GetInfoRequest, GetInfoResponse, LossServiceStub
+from losswire_server.health import HealthServer
+from losswire_server.servicer import SERVICE
+
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+INFO = GetInfoResponse(version="1.2.3", device="cpu")
+TIMEOUT_S = 30.0
+
+
+@pytest.fixture
+def health() -> Iterator[HealthServer]:
+    health = HealthServer("127.0.0.1:0", INFO)
+    health.start()
+    yield health
+    health.stop()
+
+
+@pytest.fixture
+def channel(health: HealthServer) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(f"127.0.0.1:{health.port}") as channel:
+        yield channel
+
+
+def check(channel: grpc.Channel, service: str = "") -> int:
+    return int(HealthStub(channel).Check(HealthCheckRequest(service=service), timeout=TIMEOUT_S).status)
+
+
+@pytest.mark.parametrize("service", ["", SERVICE])
+def test_a_server_is_not_serving_until_it_is_ready_and_after_it(
+    health: HealthServer, channel: grpc.Channel, service: str
+) -> None:
+    assert check(channel, service) == NOT_SERVING
+    health.set_ready(True)
+    assert check(channel, service) == SERVING
+    health.set_ready(False)
+    assert check(channel, service) == NOT_SERVING
+
+
+def test_a_service_that_is_not_there_is_not_found(channel: grpc.Channel) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        check(channel, "losswire.v1.OtherService")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_watcher_is_told_of_every_change(health: HealthServer, channel: grpc.Channel) -> None:
+    watch = HealthStub(channel).Watch(HealthCheckRequest(service=SERVICE), timeout=TIMEOUT_S)
+    assert next(watch).status == NOT_SERVING
+    health.set_ready(True)
+    assert next(watch).status == SERVING
+    health.set_ready(False)
+    assert next(watch).status == NOT_SERVING
+
+
+def test_watchers_do_not_use_up_the_threads_that_answer_probes(health: HealthServer, channel: grpc.Channel) -> None:
+    watchers = [HealthStub(channel).Watch(HealthCheckRequest(), timeout=TIMEOUT_S) for _ in range(20)]
+    assert [next(watch).status for watch in watchers] == [NOT_SERVING] * 20
+    assert check(channel) == NOT_SERVING
+    health.set_ready(True)
+    assert [next(watch).status for watch in watchers] == [SERVING] * 20
+
+
+def test_info_is_answered_beside_the_probes(channel: grpc.Channel) -> None:
+    assert LossServiceStub(channel).GetInfo(GetInfoRequest(), timeout=TIMEOUT_S) == INFO
+
+
+@pytest.mark.parametrize("method", ["Evaluate", "EvaluateStream", "PutTensor"])
+def test_nothing_is_evaluated_on_the_port_of_the_probes(channel: grpc.Channel, method: str) -> None:
+    call: Callable[..., bytes] = channel.unary_unary(f"/{SERVICE}/{method}")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(b"", timeout=TIMEOUT_S)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_probe_of_more_than_4_kib_is_refused_unread(channel: grpc.Channel) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        check(channel, "x" * 5000)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_a_port_that_is_taken_is_an_error(health: HealthServer) -> None:
+    with pytest.raises(RuntimeError):
+        HealthServer(f"127.0.0.1:{health.port}", INFO)
+
+
+def test_a_server_that_stopped_answers_no_probe(health: HealthServer, channel: grpc.Channel) -> None:
+    assert check(channel) == NOT_SERVING
+    health.stop()
+    with pytest.raises(grpc.RpcError) as caught:
+        check(channel)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -1,0 +1,282 @@
+"""An evaluation and its jobs in the engine's hands: delivery, failure, and callers that leave at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from typing import cast
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from made_calls import FakeContext, make_call, make_lobby, steps
+from made_requests import begin, request_of, tensor_bytes
+from raw_calls import tensor
+from structlog.testing import capture_logs
+
+from losswire.v1 import (
+    DataType,
+    EvaluateHeader,
+    EvaluateRequest,
+    EvaluateResponse,
+    EvaluateStreamRequest,
+    EvaluateStreamResponse,
+    GetInfoResponse,
+    Output,
+    TensorHeader,
+)
+from losswire_server.call import Lobby
+from losswire_server.engine import Engine, Task
+from losswire_server.errors import DeadlinePassedError
+from losswire_server.losses.job import Positions
+from losswire_server.losses.reference import Reference
+from losswire_server.run import Run
+from losswire_server.servicer import Servicer
+from losswire_server.weights import WeightStore
+
+LOGITS, LABELS = torch.tensor([[1.0, 2.0, 3.0], [0.5, 5.0, 1.0], [2.0, 0.0, 0.25]]), torch.tensor([0, 1, 2])
+EXPECTED = float(torch.nn.functional.cross_entropy(LOGITS.double(), LABELS))
+
+
+class HeldEngine:
+    """An engine that evaluates what it was given when the test says so."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+        self._backend = Reference(torch.device("cpu"))
+
+    def submit(self, task: Task) -> None:
+        self.tasks.append(task)
+
+    def deliver(self, outcome: Positions | Exception | None = None) -> None:
+        """Deliver the oldest task with this outcome, or its own."""
+        task = self.tasks.pop(0)
+        task.outcome = outcome or self._backend.evaluate([task.job])[0]
+        task.deliver(task)
+
+
+def make_run(lobby: Lobby, engine: HeldEngine) -> Run:
+    evaluation = begin(request_of(LOGITS, LABELS, whole=False))
+    return Run(make_call(lobby, FakeContext()), cast(Engine, engine), evaluation)
+
+
+def submit_rows(run: Run, rows: Sequence[int] = (0, 1, 2)) -> None:
+    """Submit one job for each row."""
+    for row in rows:
+        run.evaluation.add("target", tensor_bytes(LABELS[row : row + 1]))
+        run.evaluation.add("logits", tensor_bytes(LOGITS[row]))
+        run.submit_ready()
+
+
+def test_settling_waits_until_at_most_so_many_jobs_are_left() -> None:
+    async def main() -> None:
+        engine = HeldEngine()
+        run = make_run(make_lobby(), engine)
+        submit_rows(run)
+        settling = asyncio.ensure_future(run.settle(at_most=1))
+        engine.deliver()
+        await steps()
+        assert not settling.done()
+        engine.deliver()
+        await settling
+        engine.deliver()
+        await run.settle()
+        assert run.evaluation.totals().loss == pytest.approx(EXPECTED, rel=1e-6)
+        assert run.held_bytes == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_the_first_failure_ends_the_wait_and_nothing_after_it_counts(failing: int) -> None:
+    async def main() -> None:
+        engine = HeldEngine()
+        run = make_run(make_lobby(), engine)
+        submit_rows(run)
+        settling = asyncio.ensure_future(run.settle())
+        for row in range(3):
+            engine.deliver(DeadlinePassedError() if row == failing else None)
+        with pytest.raises(DeadlinePassedError):
+            await settling
+        with pytest.raises(DeadlinePassedError):
+            await run.settle()
+        assert run.evaluation.totals().counted == failing
+
+    asyncio.run(main())
+
+
+def test_results_that_cannot_be_taken_fail_their_call_and_do_not_leave_it_waiting() -> None:
+    async def main() -> None:
+        engine, lobby = HeldEngine(), make_lobby()
+        run = make_run(lobby, engine)
+        run.evaluation.outputs["entropy"] = []  # which no job was asked for: a bug
+        submit_rows(run, [0])
+        engine.deliver()
+        async with asyncio.timeout(30):
+            with pytest.raises(KeyError):
+                await run.settle()
+
+    asyncio.run(main())
+
+
+def test_what_the_engine_has_in_hand_counts_as_held() -> None:
+    async def main() -> None:
+        engine = HeldEngine()
+        run = make_run(make_lobby(), engine)
+        submit_rows(run, [0, 1])
+        assert run.held_bytes == sum(task.byte_count for task in engine.tasks) >= 2 * (12 + 8)
+        engine.deliver()
+        assert run.held_bytes == engine.tasks[0].byte_count
+
+    asyncio.run(main())
+
+
+def test_the_bytes_stay_reserved_until_the_engine_lets_go_though_the_call_has_ended() -> None:
+    async def main() -> None:
+        engine, lobby = HeldEngine(), make_lobby()
+        run = make_run(lobby, engine)
+        await run.call.reservation.resize(100)
+        submit_rows(run, [0, 1])
+        run.call.reservation.let_go()
+        for _ in range(2):
+            assert lobby.budget.used_bytes == 100
+            engine.deliver()
+        assert lobby.budget.used_bytes == 0
+
+    asyncio.run(main())
+
+
+def test_a_wait_for_admission_amid_an_evaluation_is_its_own_and_not_that_of_the_next_one() -> None:
+    async def main() -> None:
+        engine, lobby = HeldEngine(), make_lobby(max_wait_s=60.0)
+        run = make_run(lobby, engine)
+        holder = await lobby.budget.reserve(lobby.budget.capacity_bytes)
+        receiving = asyncio.ensure_future(run.call.receive())
+        await steps()
+        holder.let_go()
+        await receiving
+        run.submit_ready()
+        assert run.seconds.admit > 0
+        assert run.seconds.receive >= 0
+        assert run.call.take_admit_s() == 0
+
+    asyncio.run(main())
+
+
+# Whole calls.
+
+REQUEST = EvaluateRequest(logits=tensor(LOGITS.numpy()), class_indices=tensor(LABELS.numpy())).SerializeToString()
+HEADER = EvaluateStreamRequest(
+    header=EvaluateHeader(
+        logits=TensorHeader(shape=[3, 3], dtype=DataType.DATA_TYPE_FLOAT32),
+        class_indices=TensorHeader(shape=[3], dtype=DataType.DATA_TYPE_INT64),
+    )
+).SerializeToString()
+
+
+def frames() -> list[bytes]:
+    """An evaluation in frames of a row each, and then a whole one."""
+    rows = [
+        frame.SerializeToString()
+        for row in range(3)
+        for frame in (
+            EvaluateStreamRequest(target=LABELS[row].numpy().tobytes()),
+            EvaluateStreamRequest(logits=LOGITS[row].numpy().tobytes()),
+        )
+    ]
+    return [HEADER, *rows, EvaluateStreamRequest(request=EvaluateRequest.FromString(REQUEST)).SerializeToString()]
+
+
+def start(lobby: Lobby, engine: HeldEngine, method: str, context: FakeContext) -> asyncio.Task[bytes | None]:
+    servicer = Servicer(lobby, cast(Engine, engine), WeightStore(1 << 20), GetInfoResponse())
+    behaviour = {"Evaluate": servicer._evaluate, "EvaluateStream": servicer._evaluate_stream}[method]
+    return asyncio.ensure_future(make_call(lobby, context, method).run(behaviour))
+
+
+def make_context(method: str) -> FakeContext:
+    return FakeContext([REQUEST] if method == "Evaluate" else frames())
+
+
+async def deliver_until_done(call: asyncio.Task[bytes | None], engine: HeldEngine) -> None:
+    while not call.done() or engine.tasks:
+        await steps(1)
+        if engine.tasks:
+            engine.deliver()
+
+
+def test_a_stream_answers_each_evaluation_once_its_jobs_are_delivered() -> None:
+    async def main() -> list[bytes]:
+        engine, lobby, context = HeldEngine(), make_lobby(), make_context("EvaluateStream")
+        call = start(lobby, engine, "EvaluateStream", context)
+        await deliver_until_done(call, engine)
+        await call
+        assert lobby.budget.used_bytes == 0
+        return context.sent
+
+    losses = [EvaluateStreamResponse.FromString(reply).result.loss for reply in asyncio.run(main())]
+    assert losses == pytest.approx([EXPECTED, EXPECTED], rel=1e-6)
+    assert losses[0] == losses[1]
+
+
+def test_a_unary_call_answers_once_its_job_is_delivered() -> None:
+    async def main() -> bytes | None:
+        engine, lobby = HeldEngine(), make_lobby()
+        call = start(lobby, engine, "Evaluate", make_context("Evaluate"))
+        await deliver_until_done(call, engine)
+        return await call
+
+    reply = asyncio.run(main())
+    assert reply is not None
+    assert EvaluateResponse.FromString(reply).result.loss == pytest.approx(EXPECTED, rel=1e-6)
+
+
+@pytest.mark.parametrize("delivered_at", [None, *range(0, 40, 4)])
+@pytest.mark.parametrize(
+    ("method", "cancelled_at"),
+    [*itertools.product(["Evaluate"], range(12)), *itertools.product(["EvaluateStream"], range(40))],
+)
+def test_a_caller_that_leaves_at_any_step_leaves_no_byte_reserved(
+    method: str, cancelled_at: int, delivered_at: int | None
+) -> None:
+    async def main() -> None:
+        engine, lobby = HeldEngine(), make_lobby()
+        call = start(lobby, engine, method, make_context(method))
+        delivering = False
+        for step in range(45):
+            delivering = delivering or step == delivered_at
+            if delivering and engine.tasks:
+                engine.deliver()
+            if step == cancelled_at:
+                call.cancel()
+            await asyncio.sleep(0)
+        await asyncio.gather(call, return_exceptions=True)
+        # What the engine still had in hand comes in the end, and by then nobody may be surprised.
+        while engine.tasks:
+            assert lobby.budget.used_bytes > 0
+            engine.deliver()
+        assert lobby.budget.used_bytes == 0
+        assert lobby.metrics.inflight_requests._value.get() == 0
+
+    with capture_logs() as logs:
+        asyncio.run(main())
+    assert logs == []
+
+
+def test_a_reply_larger_than_a_message_is_refused_before_it_is_computed() -> None:
+    async def main() -> FakeContext:
+        engine, lobby = HeldEngine(), make_lobby(max_message_bytes=65536)
+        rows = 5000
+        logits, labels = np.zeros((rows, 1), dtype=np.float32), np.zeros(rows, dtype=np.int64)
+        request = EvaluateRequest(logits=tensor(logits), class_indices=tensor(labels))
+        request.options.outputs[:] = [Output.OUTPUT_TARGET_RANK, Output.OUTPUT_ARGMAX]  # two int64 for each position
+        context = FakeContext([request.SerializeToString()])
+        await asyncio.gather(start(lobby, engine, "Evaluate", context), return_exceptions=True)
+        assert engine.tasks == []
+        return context
+
+    aborted = asyncio.run(main()).aborted
+    assert aborted is not None
+    assert aborted[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "use EvaluateStream" in aborted[1]
