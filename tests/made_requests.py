@@ -14,7 +14,8 @@ from losswire_server.evaluation import Evaluation
 from losswire_server.frames import Request, TensorField
 from losswire_server.losses.job import Positions
 from losswire_server.losses.reference import Reference
-from losswire_server.validation import TORCH_DTYPES, check_request
+from losswire_server.plan import TORCH_DTYPES
+from losswire_server.validation import check_request
 from losswire_server.weights import WeightStore
 
 WIRE_DTYPES = {dtype: number for number, dtype in TORCH_DTYPES.items()}

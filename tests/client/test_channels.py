@@ -16,7 +16,7 @@ from scripted_server import FakeServer, evaluated, streamed
 import losswire
 from losswire import RetryPolicy, Tls
 from losswire.channels import Endpoint, is_loopback
-from losswire.frames import MESSAGE_BYTES
+from losswire.v1.framing import MESSAGE_BYTES
 
 BATCH = np.zeros((3, 5), np.float32), np.zeros(3, np.int64)
 ONCE = RetryPolicy(max_attempts=1)

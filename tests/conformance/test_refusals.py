@@ -76,7 +76,7 @@ def _bad_logits(dtype: torch.dtype, pytorch_name: str) -> Refusal:
 
 
 SMOOTHING = "0.0 <= label_smoothing <= 1.0"
-PROBABILITIES = "(3, 5), that of logits, for class probabilities"
+PROBABILITIES = "(3, 5) for class probabilities"
 NEGATIVE = "a negative number with class probabilities"
 NOT_IGNORABLE = (RuntimeError, "ignore_index is not supported for floating point target")
 BAD_SMOOTHING = (RuntimeError, "label_smoothing must be between 0.0 and 1.0. Got: 1.5")

@@ -301,3 +301,22 @@ def test_nothing_is_cut_before_the_labels_of_a_whole_sample_are_there() -> None:
     cutter.target.append(memoryview(bytes(8)))
     [job] = cutter.jobs()
     assert (job.class_start, job.logits.shape) == (0, (1, 1, positions))
+
+
+def test_a_class_that_was_begun_is_finished_before_whole_classes_are_taken() -> None:
+    positions = 300_000
+    cutter = BlockCutter(parameters_for(4, positions), torch.float32, torch.int64)
+    cutter.target.append(memoryview(bytes(8 * positions)))
+    logits = torch.arange(4 * positions, dtype=torch.float32)
+    jobs = []
+    for chunk in logits.split([positions * 3 // 2, positions * 5 // 2]):
+        cutter.logits.append(tensor_bytes(chunk))
+        jobs += list(cutter.jobs())
+    assert [(job.class_start, job.position_start, *job.logits.shape[1:]) for job in jobs] == [
+        (0, 0, 1, positions),
+        (1, 0, 1, positions // 2),
+        (1, positions // 2, 1, positions // 2),
+        (2, 0, 2, positions),
+    ]
+    assert torch.equal(torch.cat([job.logits.flatten() for job in jobs]), logits)
+    assert [job.target.shape for job in jobs] == [(1, job.logits.shape[2]) for job in jobs]

@@ -11,8 +11,9 @@ import pytest
 from made_calls import Aborted, FakeContext, in_loop, make_call, make_lobby, steps
 from structlog.testing import capture_logs
 
+from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.call import Call, Lobby
-from losswire_server.config import ENVELOPE_BYTES, MIB
+from losswire_server.config import MIB
 from losswire_server.errors import (
     BodyTimeoutError,
     DeadlinePassedError,
@@ -24,7 +25,6 @@ from losswire_server.errors import (
 
 A_MOMENT_S = 0.01
 FOR_EVER_S = 3600.0
-MESSAGE_BYTES = 4 * MIB + ENVELOPE_BYTES
 
 
 # Receiving.

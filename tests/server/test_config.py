@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from losswire_server.config import ENVELOPE_BYTES, MAX_BYTES, MIB, Config, ConfigError, load_config
+from losswire.v1.framing import MESSAGE_BYTES
+from losswire_server.config import MAX_BYTES, MIB, Config, ConfigError, load_config
 from losswire_server.info import server_info
-from losswire_server.validation import output_number
+from losswire_server.plan import output_number
 
 FIELDS = sorted(Config.model_fields)
 
@@ -49,7 +50,6 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "device": ("cuda:3", "cuda:3"),
     "backend": ("reference", "reference"),
     "threads": ("7", 7),
-    "max_message_bytes": ("65536", 65536),
     "max_evaluation_bytes": ("1048576", MIB),
     "max_inflight_bytes": ("1073741824", 1024 * MIB),
     "max_waiting_calls": ("5", 5),
@@ -140,8 +140,6 @@ def test_settings_cannot_be_changed_afterwards() -> None:
         ("threads", "-1"),
         ("threads", "1025"),
         ("threads", "many"),
-        ("max_message_bytes", "65535"),
-        ("max_message_bytes", str(16 * MIB + 1)),
         ("max_evaluation_bytes", str(MIB - 1)),
         ("max_evaluation_bytes", str(MAX_BYTES + 1)),
         ("max_inflight_bytes", str(16 * MIB - 1)),
@@ -242,7 +240,7 @@ def test_half_of_what_tls_needs_is_refused(arguments: list[str], named: str) -> 
 
 
 def test_one_evaluation_and_its_next_message_must_fit_the_whole_budget() -> None:
-    fits = 64 * MIB + 4 * MIB + ENVELOPE_BYTES
+    fits = 64 * MIB + MESSAGE_BYTES
     load_config([f"--max-evaluation-bytes={64 * MIB}", f"--max-inflight-bytes={fits}"])
     [line] = refused(f"--max-evaluation-bytes={64 * MIB}", f"--max-inflight-bytes={fits - 1}")
     assert line.startswith("max_evaluation_bytes: ")

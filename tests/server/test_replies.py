@@ -20,8 +20,9 @@ from losswire.v1 import (
 from losswire_server import replies
 from losswire_server.evaluation import Evaluation, Totals
 from losswire_server.losses.job import Positions
+from losswire_server.plan import output_name
 from losswire_server.replies import MIN_CHUNK_BYTES, OutputFrames, StageSeconds
-from losswire_server.validation import check_request, output_name
+from losswire_server.validation import check_request
 
 OUTPUTS = [value for value in Output.values() if value]
 NUMPY = {
@@ -88,13 +89,14 @@ def chunks_of(frames: list[bytes]) -> list[OutputChunk]:
 
 
 @pytest.mark.parametrize("max_bytes", [64 * 1024, 4 * 1024 * 1024])
-def test_frames_of_outputs_are_whole_bounded_and_without_gaps(max_bytes: int) -> None:
+def test_frames_of_outputs_are_whole_bounded_and_without_gaps(max_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replies, "MESSAGE_PAYLOAD_BYTES", max_bytes)
     samples, chance = 50_000, random.Random(0)
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(samples, 3, generator=generator), torch.randint(0, 3, (samples,), generator=generator)
     expected = evaluate_whole(request_of(logits, labels, outputs=OUTPUTS)).outputs
     evaluation = begin(request_of(logits, labels, outputs=OUTPUTS, whole=False))
-    outputs = OutputFrames(evaluation, max_bytes)
+    outputs = OutputFrames(evaluation)
     evaluation.add("target", tensor_bytes(labels))
     data, start, frames = tensor_bytes(logits), 0, list[bytes]()
     while start < len(data):
@@ -118,7 +120,7 @@ def test_a_frame_waits_until_there_is_something_worth_sending() -> None:
     positions = MIN_CHUNK_BYTES // 4
     logits, labels = torch.zeros(positions, 1), torch.zeros(positions, dtype=torch.int64)
     evaluation = begin(request_of(logits, labels, whole=False, outputs=[Output.OUTPUT_ENTROPY]))
-    outputs = OutputFrames(evaluation, 1 << 22)
+    outputs = OutputFrames(evaluation)
     evaluation.add("target", tensor_bytes(labels))
     evaluation.add("logits", tensor_bytes(logits)[:-4])
     evaluate_ready(evaluation)
@@ -133,13 +135,13 @@ def test_a_frame_waits_until_there_is_something_worth_sending() -> None:
 def test_outputs_without_positions_need_no_frame() -> None:
     evaluation = finished((0, 5))
     assert all(isinstance(piece, np.ndarray) for pieces in evaluation.outputs.values() for piece in pieces)
-    assert list(OutputFrames(evaluation, 1 << 22).ready(at_end=True)) == []
+    assert list(OutputFrames(evaluation).ready(at_end=True)) == []
 
 
 def test_a_frame_is_what_generated_code_would_write() -> None:
     evaluation = begin(request_of(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64), outputs=[Output.OUTPUT_TOPK]))
     hits = torch.tensor([1, 0, 1], dtype=torch.uint8)
     evaluation.absorb(Positions(torch.zeros(3), torch.zeros(3, dtype=torch.float64), 3, {"topk": hits}))
-    [frame] = OutputFrames(evaluation, 1 << 22).ready(at_end=True)
+    [frame] = OutputFrames(evaluation).ready(at_end=True)
     chunk = OutputChunk(output=Output.OUTPUT_TOPK, dtype=DataType.DATA_TYPE_UINT8, position=0, data=bytes([1, 0, 1]))
     assert frame == EvaluateStreamResponse(output=chunk).SerializeToString()

@@ -266,8 +266,8 @@ def test_a_caller_that_leaves_at_any_step_leaves_no_byte_reserved(
 
 def test_a_reply_larger_than_a_message_is_refused_before_it_is_computed() -> None:
     async def main() -> FakeContext:
-        engine, lobby = HeldEngine(), make_lobby(max_message_bytes=65536)
-        rows = 5000
+        engine, lobby = HeldEngine(), make_lobby()
+        rows = 300_000
         logits, labels = np.zeros((rows, 1), dtype=np.float32), np.zeros(rows, dtype=np.int64)
         request = EvaluateRequest(logits=tensor(logits), class_indices=tensor(labels))
         request.options.outputs[:] = [Output.OUTPUT_TARGET_RANK, Output.OUTPUT_ARGMAX]  # two int64 for each position

@@ -9,9 +9,9 @@ from losswire.calls import CrossEntropyCall, KnownWeights, PutTensorCall
 from losswire.channels import Endpoint, Tls
 from losswire.errors import ClosedError, InvalidArgumentError
 from losswire.evaluation import evaluation, timeout
-from losswire.frames import MESSAGE_PAYLOAD_BYTES
 from losswire.retry import Attempts, RetryBudget, RetryPolicy
 from losswire.tensors import host_tensor
+from losswire.v1.framing import MESSAGE_PAYLOAD_BYTES
 
 DEFAULT_TIMEOUT_S: Final = 60.0
 

@@ -20,6 +20,7 @@ from losswire.replies import EvaluationReply, Reply, SingleReply, parse, read_ev
 from losswire.results import CrossEntropyResult
 from losswire.tensors import HostTensor
 from losswire.v1 import GetInfoRequest, GetInfoResponse, PutTensorResponse
+from losswire.v1.framing import MESSAGE_PAYLOAD_BYTES
 from losswire.v1.tensor_format import ITEM_BYTES, tensor_digest
 
 _Answer = TypeVar("_Answer")
@@ -97,9 +98,9 @@ class CrossEntropyCall(Call[CrossEntropyResult]):
     def exchange(self) -> Exchange[CrossEntropyResult]:
         """The next attempt."""
         evaluation = self._evaluation
-        if not evaluation.checksum and _output_bytes(evaluation) <= frames.MESSAGE_PAYLOAD_BYTES:
+        if not evaluation.checksum and _output_bytes(evaluation) <= MESSAGE_PAYLOAD_BYTES:
             parts = frames.evaluate_request(evaluation, self._with_weight)
-            if sum(map(len, parts)) <= frames.MESSAGE_PAYLOAD_BYTES:
+            if sum(map(len, parts)) <= MESSAGE_PAYLOAD_BYTES:
                 reply = SingleReply(lambda message: read_evaluate_response(message, evaluation))
                 return Exchange(EVALUATE, b"".join(parts), reply)
         stream = frames.evaluate_stream(evaluation, self._with_weight)

@@ -14,7 +14,7 @@ from typing import Any, Final
 import grpc
 
 from losswire.errors import InvalidArgumentError
-from losswire.frames import MESSAGE_BYTES
+from losswire.v1.framing import MESSAGE_BYTES
 
 Pem = bytes | str | os.PathLike[str]
 

@@ -23,13 +23,7 @@ from losswire.v1 import (
     Tensor,
     TensorHeader,
 )
-from losswire.v1.framing import field_head, tensor_head
-
-MESSAGE_PAYLOAD_BYTES: Final = 4 * 2**20
-"""Most bytes of tensors in one message or frame, either way."""
-
-MESSAGE_BYTES: Final = MESSAGE_PAYLOAD_BYTES + 64 * 2**10
-"""Most bytes of one message with what surrounds its tensors."""
+from losswire.v1.framing import MESSAGE_PAYLOAD_BYTES, field_head, tensor_head
 
 # Logits are sent in stretches of about this size: large enough that the cost of a message vanishes, small enough that
 # the server computes while the next one is on its way.

@@ -62,7 +62,6 @@ class ByteBudget:
                 self._give_back(byte_count)
             raise
         finally:
-            turn.cancel()
             self._waiting.pop(turn, None)
             self._admit_waiting()
 

@@ -12,8 +12,9 @@ from typing import Any, NoReturn, TypeVar
 import grpc
 import structlog
 
+from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.admission import ByteBudget, Reservation
-from losswire_server.config import ENVELOPE_BYTES, Config
+from losswire_server.config import Config
 from losswire_server.engine import Caller
 from losswire_server.errors import (
     BodyTimeoutError,
@@ -106,7 +107,7 @@ class Call:
             DeadlinePassedError: if its deadline, or the default one, passed meanwhile.
         """
         asked_at = time.monotonic()
-        await self.reservation.resize(held_bytes + self.lobby.config.max_message_bytes + ENVELOPE_BYTES)
+        await self.reservation.resize(held_bytes + MESSAGE_BYTES)
         self._admit_s += time.monotonic() - asked_at
         message = await self._in_time(self._context.read())
         return await self._received(message, held_bytes)

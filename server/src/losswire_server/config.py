@@ -23,13 +23,12 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from losswire.v1.framing import MESSAGE_BYTES
+
 MIB: Final = 1024 * 1024
 
 MAX_BYTES: Final = 2**50
 """More than any machine has, and less than a 64-bit field of GetInfo holds."""
-
-ENVELOPE_BYTES: Final = 64 * 1024
-"""What a message may hold besides its tensors."""
 
 
 class ConfigError(Exception):
@@ -75,9 +74,6 @@ class Config(BaseSettings):
     backend: Literal["auto", "reference"] = Field("auto", description="Code that evaluates.")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads for one evaluation; 0 takes all cores.")
 
-    max_message_bytes: int = Field(
-        4 * MIB, ge=64 * 1024, le=16 * MIB, description="Tensor bytes in one message or frame; larger tensors stream."
-    )
     max_evaluation_bytes: int = Field(
         256 * MIB, ge=MIB, le=MAX_BYTES, description="Bytes one evaluation may hold at once."
     )
@@ -130,7 +126,7 @@ class Config(BaseSettings):
 
     @model_validator(mode="after")
     def _check_budgets(self) -> Self:
-        needed_bytes = self.max_evaluation_bytes + self.max_message_bytes + ENVELOPE_BYTES
+        needed_bytes = self.max_evaluation_bytes + MESSAGE_BYTES
         if needed_bytes > self.max_inflight_bytes:
             raise ValueError(
                 f"max_evaluation_bytes: {self.max_evaluation_bytes} and one more message take {needed_bytes} bytes; "

@@ -11,7 +11,6 @@ evaluation.totals()
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
@@ -21,20 +20,18 @@ import torch
 
 from losswire.v1 import DataType, ErrorReason
 from losswire_server.blocks import BlockCutter, splits_samples
-from losswire_server.errors import ChecksumMismatchError, InvalidRequestError, TensorNotFoundError, TooLargeError
+from losswire_server.errors import InvalidRequestError, TensorNotFoundError, TooLargeError
 from losswire_server.frames import Request
 from losswire_server.losses.job import WHOLE_SAMPLE_OUTPUTS, Job, Parameters, Positions
+from losswire_server.plan import TORCH_DTYPES, Plan, flat_tensor
+from losswire_server.receipt import Receipt
 from losswire_server.sums import FixedOrderSum
 from losswire_server.validation import (
-    TORCH_DTYPES,
-    Plan,
-    TensorPlan,
     check_labels,
     check_probability_sums,
     check_probability_values,
     check_weight_digest,
     check_weight_shape,
-    flat_tensor,
 )
 from losswire_server.weights import WeightStore
 
@@ -82,9 +79,7 @@ class Evaluation:
         self._weights = weights
         self.outputs: dict[str, list[np.ndarray]] = {name: [] for name in plan.outputs}
         self._max_bytes = max_bytes
-        self._tensors = {"weight": plan.weight, "target": plan.target, "logits": plan.logits}
-        self._received = dict.fromkeys(self._tensors, 0)
-        self._hashes = {name: hashlib.sha256() for name, each in self._tensors.items() if each and each.sha256}
+        self._receipt = Receipt(plan)
         self._weight_chunks: list[memoryview] = []
         self._parameters = _parameters(plan, None if plan.weight else self._stored_weight())
         self._cutter: BlockCutter | None = None
@@ -95,18 +90,18 @@ class Evaluation:
         if plan.weight is None:
             self._open_cutter(self._parameters)
         elif not plan.weight.elements:
-            self._add_weight(plan.weight, memoryview(b""))
+            self._add_weight(memoryview(b""))
 
     @property
     def held_bytes(self) -> int:
         """Bytes that wait for their counterpart, the weight, and the state of a sample that is evaluated in parts."""
         waiting = self._cutter.logits.byte_count + self._cutter.target.byte_count if self._cutter else 0
-        return waiting + self._state_bytes + self._received["weight"]
+        return waiting + self._state_bytes + self._receipt.received["weight"]
 
     @property
     def received_all(self) -> bool:
         """Whether every announced byte has come."""
-        return all(self._received[name] == each.byte_count for name, each in self._tensors.items() if each)
+        return self._receipt.is_complete
 
     def add(self, tensor: str, data: memoryview) -> None:
         """Take the next bytes of one tensor: "weight", "target" or "logits".
@@ -116,16 +111,13 @@ class Evaluation:
             TooLargeError: if too much waits for its counterpart.
             ChecksumMismatchError: if they complete a tensor that is not the announced one.
         """
-        plan = self._check_due(tensor, len(data))
+        first_element = self._receipt.take(tensor, data)
         if not len(data):
             return
-        first = self._received[tensor] // plan.item_bytes
-        self._received[tensor] += len(data)
-        self._check_hash(tensor, plan, data)
         if tensor == "weight":
-            self._add_weight(plan, data)
+            self._add_weight(data)
         elif tensor == "target":
-            self._add_target(data, first)
+            self._add_target(data, first_element)
         else:
             self._due_cutter().logits.append(data)
 
@@ -170,19 +162,8 @@ class Evaluation:
             values.append((positions.loss if name == "loss" else positions.outputs[name]).numpy())
 
     def check_complete(self) -> None:
-        """Check that every announced byte has come.
-
-        Raises:
-            InvalidRequestError: naming the first tensor whose bytes fall short.
-        """
-        for name, plan in self._tensors.items():
-            if plan and self._received[name] < plan.byte_count:
-                raise InvalidRequestError(
-                    ErrorReason.ERROR_REASON_STREAM_INCOMPLETE,
-                    f"{name}.data",
-                    f"{self._received[name]} bytes at the end of the stream",
-                    f"the {plan.byte_count} bytes that the header announced",
-                )
+        """Check that every announced byte has come. Raises as `Receipt.check_complete`."""
+        self._receipt.check_complete()
 
     def totals(self) -> Totals:
         """The result, once every job is absorbed.
@@ -226,12 +207,14 @@ class Evaluation:
         self._cutter = BlockCutter(parameters, TORCH_DTYPES[self.plan.logits.dtype], target)
 
     def _due_cutter(self) -> BlockCutter:
-        assert self._cutter is not None, "_check_due lets nothing come before the end of the weight"
+        assert self._cutter is not None, "the receipt takes nothing before the end of the weight"
         return self._cutter
 
-    def _add_weight(self, plan: TensorPlan, data: memoryview) -> None:
+    def _add_weight(self, data: memoryview) -> None:
+        plan = self.plan.weight
+        assert plan is not None, "the receipt takes no weight that was not announced"
         self._weight_chunks.append(data)
-        if self._received["weight"] < plan.byte_count:
+        if self._receipt.received["weight"] < plan.byte_count:
             return
         # A copy: the weight may outlive the messages that brought it.
         whole = memoryview(b"".join(self._weight_chunks))
@@ -266,37 +249,6 @@ class Evaluation:
         labels = self._due_cutter().target.take(self.plan.positions * torch.int64.itemsize)
         target = torch.frombuffer(labels, dtype=torch.int64) if len(labels) else torch.empty(0, dtype=torch.int64)
         return Job(parameters, logits, target.view(shape[0], shape[2]))
-
-    def _check_due(self, tensor: str, byte_count: int) -> TensorPlan:
-        """The plan of a tensor whose next `byte_count` bytes may come now."""
-        plan = self._tensors[tensor]
-        weight = self._tensors["weight"]
-        if weight and tensor != "weight" and self._received["weight"] < weight.byte_count:
-            raise _out_of_order(f"{tensor} before the end of weight", "the rest of weight first")
-        if plan is None:
-            raise _out_of_order("weight that the header did not announce", "target or logits")
-        if self._received[tensor] + byte_count > plan.byte_count:
-            raise InvalidRequestError(
-                ErrorReason.ERROR_REASON_BYTE_COUNT_MISMATCH,
-                f"{tensor}.data",
-                f"{self._received[tensor] + byte_count} bytes so far",
-                f"the {plan.byte_count} bytes that the header announced",
-            )
-        if byte_count % plan.item_bytes:
-            raise InvalidRequestError(
-                ErrorReason.ERROR_REASON_BYTE_COUNT_MISMATCH,
-                f"{tensor}.data",
-                f"a frame of {byte_count} bytes",
-                f"whole elements of {plan.item_bytes} bytes in every frame",
-            )
-        return plan
-
-    def _check_hash(self, tensor: str, plan: TensorPlan, data: memoryview) -> None:
-        if (digest := self._hashes.get(tensor)) is None:
-            return
-        digest.update(data)
-        if self._received[tensor] == plan.byte_count and digest.digest() != plan.sha256:
-            raise ChecksumMismatchError(tensor)
 
     def _check_size(self) -> int:
         """Bytes of state while a sample is evaluated in parts, once it is clear that one sample fits."""
@@ -348,7 +300,3 @@ def _divide(numerator: float, denominator: float) -> float:
     """IEEE 754 division: 0/0 is NaN and x/0 infinite."""
     with np.errstate(all="ignore"):
         return float(np.float64(numerator) / np.float64(denominator))
-
-
-def _out_of_order(got: str, accepted: str) -> InvalidRequestError:
-    return InvalidRequestError(ErrorReason.ERROR_REASON_FRAME_OUT_OF_ORDER, "frame", got, accepted)

@@ -6,11 +6,12 @@ import torch
 
 import losswire_server
 from losswire.v1 import GetInfoResponse, Limits
+from losswire.v1.framing import MESSAGE_PAYLOAD_BYTES
 from losswire.v1.tensor_format import FLOATING, INDICES
 from losswire_server.config import Config
 from losswire_server.device import device_name
 from losswire_server.losses.job import OUTPUTS
-from losswire_server.validation import output_number
+from losswire_server.plan import output_number
 
 
 def server_info(config: Config, device: torch.device, backend: str) -> GetInfoResponse:
@@ -26,7 +27,7 @@ def server_info(config: Config, device: torch.device, backend: str) -> GetInfoRe
         index_dtypes=INDICES,
         outputs=[output_number(name) for name in OUTPUTS],
         limits=Limits(
-            message_bytes=config.max_message_bytes,
+            message_bytes=MESSAGE_PAYLOAD_BYTES,
             evaluation_bytes=config.max_evaluation_bytes,
             inflight_bytes=config.max_inflight_bytes,
             waiting_calls=config.max_waiting_calls,

@@ -56,7 +56,7 @@ class InProcessServer:
 
     def _evaluate_from_stream(self, request: Request, messages: Iterator[memoryview]) -> Iterator[bytes]:
         evaluation, seconds = self._begin(request), replies.StageSeconds()
-        outputs = replies.OutputFrames(evaluation, self._config.max_message_bytes)
+        outputs = replies.OutputFrames(evaluation)
         if request.is_whole:
             evaluation.add_whole(request)
         self._evaluate_ready(evaluation, seconds)

@@ -18,9 +18,9 @@ from losswire.v1 import (
     Tensor,
     Timings,
 )
-from losswire.v1.framing import field_head
+from losswire.v1.framing import MESSAGE_PAYLOAD_BYTES, field_head
 from losswire_server.evaluation import Evaluation, Totals
-from losswire_server.validation import Plan, output_number
+from losswire_server.plan import Plan, output_number
 
 MIN_CHUNK_BYTES: Final = 64 * 1024
 """Outputs of a stream are sent once this much of one is ready, so that a frame is worth its cost."""
@@ -70,12 +70,10 @@ class OutputFrames:
 
     Args:
         evaluation: Its `outputs` are emptied.
-        max_bytes: Data in one frame, at most.
     """
 
-    def __init__(self, evaluation: Evaluation, max_bytes: int) -> None:
+    def __init__(self, evaluation: Evaluation) -> None:
         self._outputs = evaluation.outputs
-        self._max_bytes = max_bytes
         self._sent = dict.fromkeys(self._outputs, 0)
 
     def ready(self, *, at_end: bool = False) -> Iterator[bytes]:
@@ -87,7 +85,7 @@ class OutputFrames:
                 yield from self._frames(name, values)
 
     def _frames(self, name: str, values: np.ndarray) -> Iterator[bytes]:
-        step = self._max_bytes // values.itemsize
+        step = MESSAGE_PAYLOAD_BYTES // values.itemsize
         for start in range(0, len(values), step):
             part = values[start : start + step]
             yield _output_chunk(name, part, self._sent[name])

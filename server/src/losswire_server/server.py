@@ -13,9 +13,10 @@ import structlog
 import torch
 from grpc_reflection.v1alpha import reflection
 
+from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.admission import ByteBudget
 from losswire_server.call import Lobby
-from losswire_server.config import ENVELOPE_BYTES, Config
+from losswire_server.config import Config
 from losswire_server.device import open_device
 from losswire_server.engine import Engine
 from losswire_server.health import HealthServer
@@ -27,6 +28,8 @@ from losswire_server.tls import server_credentials
 from losswire_server.weights import WeightStore
 
 _OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_BYTES),
     # A forgotten server on the same port would answer half of the calls.
     ("grpc.so_reuseport", 0),
     # Bounds what a flood of streams that are opened and reset can cost.
@@ -122,9 +125,7 @@ class Server:
         _log.info("stopped")
 
     def _open_data_server(self) -> grpc.aio.Server:
-        limit = self.config.max_message_bytes + ENVELOPE_BYTES
-        options = (*_OPTIONS, ("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", limit))
-        server = grpc.aio.server(options=options)
+        server = grpc.aio.server(options=_OPTIONS)
         servicer = Servicer(self._lobby, self._engine, self._weights, self.info)
         server.add_generic_rpc_handlers((servicer.handler(),))
         if self.config.reflection:

@@ -12,14 +12,16 @@ from typing import Any, Final
 import grpc
 
 from losswire.v1 import GetInfoResponse, PutTensorResponse
+from losswire.v1.framing import MESSAGE_PAYLOAD_BYTES
 from losswire_server import replies
 from losswire_server.call import Call, Lobby
 from losswire_server.engine import Engine
 from losswire_server.errors import TooLargeError
 from losswire_server.evaluation import Evaluation
 from losswire_server.frames import Request, decode_chunk, decode_first_frame, decode_put_tensor, decode_request
+from losswire_server.plan import Plan
 from losswire_server.run import Run
-from losswire_server.validation import Plan, check_request, check_stored_tensor
+from losswire_server.validation import check_request, check_stored_tensor
 from losswire_server.weights import WeightStore
 
 SERVICE: Final = "losswire.v1.LossService"
@@ -85,7 +87,7 @@ class Servicer:
         if request is None:
             return
         run = self._begin(call, request)
-        outputs = replies.OutputFrames(run.evaluation, self._lobby.config.max_message_bytes)
+        outputs = replies.OutputFrames(run.evaluation)
         if request.is_whole:
             run.evaluation.add_whole(request)
         run.submit_ready()
@@ -115,9 +117,9 @@ class Servicer:
         return Run(call, self._engine, evaluation)
 
     def _check_reply_fits(self, plan: Plan) -> None:
-        byte_count, limit = replies.output_bytes(plan), self._lobby.config.max_message_bytes
-        if byte_count > limit:
-            raise TooLargeError("the reply with its outputs", byte_count, limit, "use EvaluateStream")
+        byte_count = replies.output_bytes(plan)
+        if byte_count > MESSAGE_PAYLOAD_BYTES:
+            raise TooLargeError("the reply with its outputs", byte_count, MESSAGE_PAYLOAD_BYTES, "use EvaluateStream")
 
     async def _put_tensor(self, call: Call) -> bytes:
         message = await call.receive()

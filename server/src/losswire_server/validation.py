@@ -7,35 +7,23 @@ at in the received bytes. A request that is refused has cost no more than its ow
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Final, Literal, TypeVar, cast
+from typing import Final, Literal, TypeVar
 
 import numpy as np
 import torch
 
 from losswire.v1 import CrossEntropyOptions, DataType, EmptyMean, ErrorReason, Output, Reduction
-from losswire.v1.tensor_format import FLOATING, INDICES, ITEM_BYTES, dtype_name, tensor_digest
+from losswire.v1.tensor_format import FLOATING, INDICES, dtype_name, tensor_digest
 from losswire_server.errors import InvalidRequestError
 from losswire_server.frames import Request, TensorField
 from losswire_server.losses.job import OUTPUTS
+from losswire_server.plan import Plan, TensorPlan, flat_tensor, output_name
 
 MAX_AXES: Final = 16
 MAX_ELEMENTS: Final = 2**62
 PROBABILITY_SUM_TOLERANCE: Final = 1e-3
 
 _NameT = TypeVar("_NameT", bound=str)
-
-TORCH_DTYPES: Final = {
-    DataType.DATA_TYPE_FLOAT16: torch.float16,
-    DataType.DATA_TYPE_BFLOAT16: torch.bfloat16,
-    DataType.DATA_TYPE_FLOAT32: torch.float32,
-    DataType.DATA_TYPE_FLOAT64: torch.float64,
-    DataType.DATA_TYPE_INT8: torch.int8,
-    DataType.DATA_TYPE_UINT8: torch.uint8,
-    DataType.DATA_TYPE_INT16: torch.int16,
-    DataType.DATA_TYPE_INT32: torch.int32,
-    DataType.DATA_TYPE_INT64: torch.int64,
-}
 
 _REDUCTIONS: Final[dict[int, Literal["none", "mean", "sum"]]] = {
     Reduction.REDUCTION_UNSPECIFIED: "mean",
@@ -50,61 +38,6 @@ _EMPTY_MEANS: Final[dict[int, Literal["nan", "zero", "error"]]] = {
     EmptyMean.EMPTY_MEAN_ERROR: "error",
 }
 _NEEDS_INDICES: Final = frozenset({"target_logprob", "target_rank", "top1", "topk"})
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """A checked tensor: element type, number of elements and of bytes, and announced SHA-256."""
-
-    dtype: DataType
-    elements: int
-    sha256: bytes | None = None
-
-    @property
-    def item_bytes(self) -> int:
-        """Size of an element."""
-        return ITEM_BYTES[self.dtype]
-
-    @property
-    def byte_count(self) -> int:
-        """Size of the tensor."""
-        return self.elements * self.item_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A checked request: N samples of C classes and D positions each, and what to compute.
-
-    Attributes:
-        samples: N, 1 for `(C)` logits.
-        class_count: C.
-        positions_per_sample: D, 1 for `(N, C)` logits.
-        positions_shape: Shape of the per-position results: `()`, `(N)` or `(N, d1, …, dK)`.
-        weight: The class weights that come with the request; None when there are none or a digest names them.
-        outputs: What to return for every position, in order; with reduction "none" it includes "loss".
-    """
-
-    samples: int
-    class_count: int
-    positions_per_sample: int
-    positions_shape: tuple[int, ...]
-    logits: TensorPlan
-    target: TensorPlan
-    target_is_probabilities: bool
-    weight: TensorPlan | None
-    weight_digest: bytes | None
-    ignore_index: int
-    reduction: Literal["none", "mean", "sum"]
-    label_smoothing: float
-    empty_mean: Literal["nan", "zero", "error"]
-    outputs: tuple[str, ...]
-    top_k: int
-    check_probabilities: bool
-
-    @property
-    def positions(self) -> int:
-        """Number of positions, N·D."""
-        return self.samples * self.positions_per_sample
 
 
 def check_request(request: Request) -> Plan:
@@ -225,12 +158,6 @@ def check_stored_tensor(tensor: TensorField | None) -> tuple[bytes, torch.Tensor
     return tensor_digest(tensor.shape, tensor.dtype, tensor.data), flat_tensor(plan, memoryview(bytes(tensor.data)))
 
 
-def flat_tensor(plan: TensorPlan, data: memoryview) -> torch.Tensor:
-    """A flat tensor over `data`, in place."""
-    dtype = TORCH_DTYPES[plan.dtype]
-    return torch.frombuffer(data, dtype=dtype) if len(data) else torch.empty(0, dtype=dtype)
-
-
 def check_weight_digest(plan: Plan, weight: memoryview) -> None:
     """Refuse a weight that is not the one its digest names."""
     assert plan.weight is not None
@@ -258,7 +185,7 @@ def _check_tensor(field: str, tensor: TensorField, accepted: tuple[DataType, ...
             ErrorReason.ERROR_REASON_BYTE_COUNT_MISMATCH,
             f"{field}.data",
             f"{byte_count} bytes",
-            f"{plan.byte_count} bytes for {dtype_name(tensor.dtype)} of shape {shape_text(tensor.shape)}",
+            f"{plan.byte_count} bytes for {dtype_name(tensor.dtype)} of shape {tensor.shape}",
         )
     if tensor.sha256 is not None and len(tensor.sha256) != 32:
         raise InvalidRequestError(
@@ -272,10 +199,10 @@ def _check_shape(field: str, shape: tuple[int, ...]) -> int:
     if len(shape) > MAX_AXES:
         raise _bad_shape(field, f"{len(shape)} axes", f"at most {MAX_AXES}")
     if any(size < 0 for size in shape):
-        raise _bad_shape(field, shape_text(shape), "sizes >= 0")
+        raise _bad_shape(field, str(shape), "sizes >= 0")
     # An empty tensor, too, must not claim sizes whose other products overflow in the libraries below.
     if math.prod(size for size in shape if size) > MAX_ELEMENTS:
-        raise _bad_shape(field, shape_text(shape), f"at most {MAX_ELEMENTS} elements")
+        raise _bad_shape(field, str(shape), f"at most {MAX_ELEMENTS} elements")
     return math.prod(shape)
 
 
@@ -284,12 +211,13 @@ def _check_target_shape(
 ) -> None:
     if probabilities:
         if target != logits:
-            raise _mismatch("target.shape", target, f"{shape_text(logits)}, that of logits, for class probabilities")
+            accepted = f"{logits} for class probabilities, or integers of shape {positions} for class indices"
+            raise _mismatch("target.shape", target, accepted)
     elif target != positions and not (len(logits) == 1 and target == (1,)):
         raise _mismatch(
             "target.shape",
             target,
-            f"{shape_text(positions)}, one class index for each position of logits {shape_text(logits)}",
+            f"{positions}, one class index for each position of logits {logits}",
         )
 
 
@@ -339,16 +267,6 @@ def _check_output(index: int, output: int, probabilities: bool) -> str:
     return name
 
 
-def output_name(output: int) -> str:
-    """The name of an output in `losses.job.OUTPUTS`."""
-    return Output.Name(output).removeprefix("OUTPUT_").lower()
-
-
-def output_number(name: str) -> Output:
-    """The output with a name from `losses.job.OUTPUTS`."""
-    return cast(Output, Output.Value(f"OUTPUT_{name.upper()}"))
-
-
 def _check_digest(digest: bytes | None) -> bytes | None:
     if digest is not None and len(digest) != 32:
         raise _bad_option("weight_digest", f"{len(digest)} bytes", "32 bytes")
@@ -361,21 +279,12 @@ def _check_enum(field: str, value: int, names: dict[int, _NameT]) -> _NameT:
     return names[value]
 
 
-def shape_text(shape: tuple[int, ...]) -> str:
-    """A shape as PyTorch's users write it, shortened where it is absurdly long.
-
-    >>> shape_text((3, 5)), shape_text(())
-    ('(3, 5)', '()')
-    """
-    return f"({', '.join(map(str, shape))})" if len(shape) <= MAX_AXES else f"{len(shape)} axes"
-
-
 def _missing(field: str, accepted: str) -> InvalidRequestError:
     return InvalidRequestError(ErrorReason.ERROR_REASON_FIELD_MISSING, field, "absent", accepted)
 
 
 def _mismatch(field: str, shape: tuple[int, ...], accepted: str) -> InvalidRequestError:
-    return InvalidRequestError(ErrorReason.ERROR_REASON_SHAPE_MISMATCH, field, shape_text(shape), accepted)
+    return InvalidRequestError(ErrorReason.ERROR_REASON_SHAPE_MISMATCH, field, str(shape), accepted)
 
 
 def _bad_shape(field: str, got: str, accepted: str) -> InvalidRequestError:

@@ -10,15 +10,22 @@ generated code would write: https://protobuf.dev/programming-guides/encoding/.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Final
 
 from losswire.v1.tensor_pb2 import DataType, Tensor
+
+MESSAGE_PAYLOAD_BYTES: Final = 4 * 2**20
+"""Most bytes of tensors in one message or frame, either way: a part of the protocol, which no side may change alone."""
+
+MESSAGE_BYTES: Final = MESSAGE_PAYLOAD_BYTES + 64 * 2**10
+"""Most bytes of one message with what surrounds its tensors."""
 
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 
 # What may surround the payloads of one message. Real requests need a few hundred bytes in a dozen fields; without a
 # bound, a message of four million one-byte fields would occupy the reader for seconds.
-_MAX_REST_BYTES = 64 * 1024
-_MAX_REST_FIELDS = 256
+_MAX_REST_BYTES: Final = MESSAGE_BYTES - MESSAGE_PAYLOAD_BYTES
+_MAX_REST_FIELDS: Final = 256
 
 
 class MalformedMessageError(ValueError):
