@@ -1,0 +1,90 @@
+"""Small calls, as many as a server answers.
+
+h2load (Debian's nghttp2-client) makes them where it is installed. Elsewhere a loop in Python does, which costs more
+than the server under test and so flatters its ratio to the limit: results say which of the two it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import struct
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+from grpc import aio
+
+from losswire import v1
+
+METHOD = "/losswire.v1.LossService/Evaluate"
+CONNECTIONS = 16
+CONCURRENT_CALLS = 64
+
+
+def generator() -> str:
+    """What makes the calls: "h2load nghttp2/1.52.0", or "python"."""
+    if not shutil.which("h2load"):
+        return "python"
+    return subprocess.run(["h2load", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def request(rows: int, class_count: int) -> bytes:
+    """An encoded EvaluateRequest with (rows, class_count) float32 logits and int64 targets."""
+    random = np.random.default_rng(0)
+    logits = random.standard_normal((rows, class_count), dtype=np.float32)
+    target = random.integers(0, class_count, rows)
+    return v1.EvaluateRequest(
+        logits=v1.Tensor(shape=logits.shape, dtype=v1.DataType.DATA_TYPE_FLOAT32, data=logits.tobytes()),
+        class_indices=v1.Tensor(shape=target.shape, dtype=v1.DataType.DATA_TYPE_INT64, data=target.tobytes()),
+    ).SerializeToString()
+
+
+def calls_per_second(address: str, body: bytes, count: int) -> float:
+    """Make `count` calls, 64 at a time over 16 connections.
+
+    Raises:
+        RuntimeError: if a call was not answered as a single call is; a server that refuses is fast.
+    """
+    with grpc.insecure_channel(address) as channel:
+        method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+        answer = method(body, timeout=30)
+    if shutil.which("h2load"):
+        return _by_h2load(address, body, count, answer)
+    return asyncio.run(_by_python(address, body, count))
+
+
+def _by_h2load(address: str, body: bytes, count: int, answer: bytes) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder, "body")
+        data.write_bytes(struct.pack(">BI", 0, len(body)) + body)
+        load = [f"-n{count}", f"-c{CONNECTIONS}", f"-m{CONCURRENT_CALLS // CONNECTIONS}", f"-d{data}"]
+        headers = ["-Hcontent-type: application/grpc", "-Hte: trailers"]
+        command = ["h2load", *load, *headers, f"http://{address}{METHOD}"]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    [rate] = re.findall(r"^finished in .*, ([\d.]+) req/s", printed, re.MULTILINE)
+    [succeeded] = re.findall(r"(\d+) succeeded", printed)
+    # h2load sees HTTP's status, which is 200 for errors too; but they carry no message.
+    [data_bytes] = re.findall(r"\((\d+)\) data$", printed, re.MULTILINE)
+    timings_bytes = 3 * 9  # a time of exactly 0 is left out
+    if int(succeeded) < count or int(data_bytes) < count * (5 + len(answer) - timings_bytes):
+        raise RuntimeError(f"{address} did not answer {count} calls:\n{printed}")
+    return float(rate)
+
+
+async def _by_python(address: str, body: bytes, count: int) -> float:
+    calls_each = count // CONCURRENT_CALLS
+    async with aio.insecure_channel(address) as channel:
+        method: aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+
+        async def make_calls() -> None:
+            for _ in range(calls_each):
+                await method(body, timeout=30)
+
+        start = time.perf_counter()
+        await asyncio.gather(*(make_calls() for _ in range(CONCURRENT_CALLS)))
+        return calls_each * CONCURRENT_CALLS / (time.perf_counter() - start)
