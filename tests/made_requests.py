@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -110,11 +109,6 @@ def bits(positions: Sequence[Positions]) -> dict[str, torch.Tensor]:
     """The bytes of results, each list being taken as one: a NaN equals itself, and 0.0 differs from -0.0."""
     tensors = [{"loss": each.loss, "target_weight": each.target_weight, **each.outputs} for each in positions]
     return {name: torch.cat([each[name] for each in tensors]).view(torch.uint8) for name in tensors[0]}
-
-
-def element_count(shape: Sequence[int]) -> int:
-    """Number of elements of a shape."""
-    return math.prod(shape)
 
 
 def reason_of(error: BaseException) -> str:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from typing import Final
 
 from losswire_server.errors import OverloadedError, TooLargeError
+
+MIN_RETRY_AFTER_S: Final = 0.1
+"""Least delay that a refused call is told: a retry at once would be refused as well."""
 
 
 class ByteBudget:
@@ -44,7 +48,7 @@ class ByteBudget:
             self.used_bytes += byte_count
             return
         if len(self._waiting) >= self._max_waiting:
-            raise OverloadedError(retry_after_s=self._max_wait_s)
+            raise OverloadedError(retry_after_s=max(self._max_wait_s, MIN_RETRY_AFTER_S))
         await self._wait(byte_count)
 
     async def _wait(self, byte_count: int) -> None:
@@ -55,7 +59,7 @@ class ByteBudget:
                 await turn
         except TimeoutError:
             if turn.cancelled():
-                raise OverloadedError(retry_after_s=self._max_wait_s) from None
+                raise OverloadedError(retry_after_s=max(self._max_wait_s, MIN_RETRY_AFTER_S)) from None
             # Its turn came in the very step that ended the wait.
         except asyncio.CancelledError:
             if not turn.cancelled():

@@ -76,6 +76,8 @@ class Server:
         backend = open_backend(config.backend, device)
         self.config = config
         self.info = server_info(config, device, backend.name)
+        # When each series began is of no use to anyone here, and doubles the page.
+        prometheus_client.disable_created_metrics()
         self._metrics = Metrics(prometheus_client.CollectorRegistry())
         self._lobby = Lobby(
             config,
