@@ -77,7 +77,7 @@ class Server:
         self.config = config
         self.info = server_info(config, device, backend.name)
         # When each series began is of no use to anyone here, and doubles the page.
-        prometheus_client.disable_created_metrics()
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self._metrics = Metrics(prometheus_client.CollectorRegistry())
         self._lobby = Lobby(
             config,
