@@ -12,6 +12,9 @@ MESSAGES := $(wildcard proto/losswire/v1/*.proto)
 SERVICES := proto/losswire/v1/loss_service.proto
 GENERATED := client/src/losswire/v1
 FRESH := .cache/generated
+# Compiled when the server is installed.
+KERNEL := server/hatch_build.py $(wildcard server/src/losswire_server/losses/cpu_kernel/*.h) \
+	server/src/losswire_server/losses/cpu_kernel/kernel.cpp
 SHELL_FILES := .ci/run $(wildcard deploy/*/*.sh)
 
 .DEFAULT_GOAL := help
@@ -77,7 +80,7 @@ fresh: $(INSTALLED)
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=proto --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 		--grpc_python_out=$(FRESH) --mypy_grpc_out=quiet:$(FRESH) $(SERVICES)
 
-$(INSTALLED): pyproject.toml client/pyproject.toml server/pyproject.toml
+$(INSTALLED): pyproject.toml client/pyproject.toml server/pyproject.toml $(KERNEL)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "losswire needs Python 3.11 or newer; set PYTHON")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'

@@ -152,8 +152,8 @@ def comparison_table(comparisons: list[Comparison], rows: int) -> Table:
 
 
 def describe(loss: Loss) -> str:
-    """A loss in a few characters; of many, the largest."""
-    return f"max {loss.max():.6f}" if isinstance(loss, np.ndarray) else f"{loss:.6f}"
+    """A loss to the digits that float32 holds; of many, the largest."""
+    return f"max {loss.max():#.7g}" if isinstance(loss, np.ndarray) else f"{loss:#.7g}"
 
 
 def latency_table(addresses: Addresses) -> Table:

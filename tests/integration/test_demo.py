@@ -37,7 +37,7 @@ def test_demo_agrees_with_pytorch_in_every_way_of_sending() -> None:
     ways = {(reduction, how) for reduction, how, *_ in rows}
     assert len(rows) == len(ways) == 9
     for _, _, ours, theirs, difference in rows:
-        assert ours == theirs
+        assert float(ours.removeprefix("max ")) == pytest.approx(float(theirs.removeprefix("max ")), rel=1e-6)
         assert float(difference) <= 1e-6
     latencies = re.findall(r"│ (admit|receive|queue|compute|reply) +│ +(\d+) │ +([\d.]+) ms │ +([\d.]+) ms │", output)
     assert len(latencies) == 5

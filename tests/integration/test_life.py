@@ -66,7 +66,8 @@ def test_health_info_and_metrics_answer_on_their_own_ports(server: RunningServer
         with pytest.raises(grpc.RpcError) as caught:
             RawChannel(channel).evaluate(b"")
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert (info.backend, info.device) == ("reference", "cpu")
+    assert info.backend in {"cpu", "reference"}
+    assert info.device == "cpu"
     assert info.version == client.info().version
     before = sample(server, "losswire_positions_total", kind="counted")
     ignored = sample(server, "losswire_positions_total", kind="ignored")

@@ -67,6 +67,7 @@ class Server:
         StartError: if an address cannot be bound.
         CertificateError: if a certificate cannot be used.
         DeviceError: if the device is not there.
+        BackendMissingError: if the backend is not.
     """
 
     def __init__(self, config: Config) -> None:

@@ -13,11 +13,12 @@ import structlog
 
 from losswire_server.config import Config
 from losswire_server.device import DeviceError
+from losswire_server.losses.cpu import BackendMissingError
 from losswire_server.server import Server, StartError
 from losswire_server.summary import print_summary
 from losswire_server.tls import CertificateError
 
-START_ERRORS: Final = (StartError, CertificateError, DeviceError)
+START_ERRORS: Final = (StartError, CertificateError, DeviceError, BackendMissingError)
 """What `serve` raises when the server cannot start, each with one line for a person."""
 
 _log = structlog.get_logger()

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Final, Literal, Protocol
 
+import structlog
 import torch
 
+from losswire_server.losses.cpu import BackendMissingError, Cpu
 from losswire_server.losses.job import Job, Positions
 from losswire_server.losses.reference import Reference
 
-BackendName = Literal["auto", "reference"]
-BACKEND_NAMES: Final[tuple[BackendName, ...]] = ("auto", "reference")
+BackendName = Literal["auto", "cpu", "reference"]
+BACKEND_NAMES: Final[tuple[BackendName, ...]] = ("auto", "cpu", "reference")
+
+_log = structlog.get_logger()
 
 
 class Backend(Protocol):
@@ -43,7 +48,23 @@ def open_backend(name: BackendName, device: torch.device) -> Backend:
 
     Raises:
         ValueError: if there is no such backend.
+        BackendMissingError: if it cannot work on the device, or was not built.
     """
     if name not in BACKEND_NAMES:
         raise ValueError(f"backend is {name!r}; expected one of {', '.join(BACKEND_NAMES)}")
-    return Reference(device)
+    if name == "reference" or (name == "auto" and device.type != "cpu"):
+        return Reference(device)
+    if device.type != "cpu":
+        raise BackendMissingError(f"backend: cpu does not work on {device}; expected auto, or device cpu")
+    try:
+        return Cpu()
+    except BackendMissingError as error:
+        if name == "cpu":
+            raise
+        _warn_once(str(error))
+        return Reference(device)
+
+
+@cache
+def _warn_once(why: str) -> None:
+    _log.warning("the reference evaluates, slowly", why=why)
