@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,23 +20,26 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from prometheus_client.parser import text_string_to_metric_families
-from raw_calls import RawChannel, failure_of
+from raw_calls import SERVICE, RawChannel, failure_of
 from servers import RunningServer, start_server
 
 import losswire
 from losswire.v1 import (
+    CrossEntropyOptions,
     DataType,
     EvaluateHeader,
+    EvaluateRequest,
     EvaluateStreamRequest,
     EvaluateStreamResponse,
     GetInfoRequest,
     LossServiceStub,
+    Output,
+    Tensor,
     TensorHeader,
 )
 
 LOGITS = np.arange(12, dtype=np.float32).reshape(3, 4)
 LABELS = np.array([0, 1, 3])
-WHOLE = LOGITS.nbytes
 
 
 def run_server(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -263,3 +267,35 @@ def test_reflection_describes_the_service_only_when_asked(tmp_path: Path, server
     with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as caught:
         ProtoReflectionDescriptorDatabase(channel).get_services()
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_caller_that_never_reads_its_outputs_is_let_go(tmp_path: Path) -> None:
+    server = start_server(tmp_path, "--body-timeout-s=0.5", "--drain-grace-s=1")
+    rows = 1_000_000
+    whole = EvaluateRequest(
+        logits=Tensor(shape=[rows, 1], dtype=DataType.DATA_TYPE_FLOAT16, data=bytes(2 * rows)),
+        class_indices=Tensor(shape=[rows], dtype=DataType.DATA_TYPE_UINT8, data=bytes(rows)),
+        options=CrossEntropyOptions(outputs=[Output.OUTPUT_TARGET_RANK, Output.OUTPUT_ARGMAX]),
+    )
+    stream = OpenStream(server.address)
+    stream.send(EvaluateStreamRequest(request=whole).SerializeToString())
+    deadline = time.monotonic() + 60
+    while sample(server, "losswire_requests_total", method="EvaluateStream", code="DEADLINE_EXCEEDED") < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert sample(server, "losswire_inflight_bytes") == 0
+    assert server.stop() == 0
+    stream.send(None)
+
+
+def test_info_is_given_to_a_caller_that_sends_nothing(server: RunningServer) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        call: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(f"{SERVICE}/GetInfo")
+        never = threading.Event()
+
+        def silence() -> Iterator[bytes]:
+            never.wait(30)
+            yield from ()
+
+        assert call(silence(), timeout=20)
+        never.set()

@@ -264,10 +264,10 @@ def test_what_is_held_is_what_waits_and_the_weight() -> None:
     assert evaluation.received_all
 
 
-def test_labels_of_few_bytes_count_as_what_they_take_in_memory() -> None:
+def test_labels_wait_in_the_few_bytes_in_which_they_came() -> None:
     evaluation = begin(make_request(announced((1000, 2), F32), announced((1000,), DataType.DATA_TYPE_UINT8)))
     evaluation.add("target", memoryview(bytes(1000)))
-    assert evaluation.held_bytes == 8000
+    assert evaluation.held_bytes == 1000
 
 
 @pytest.mark.parametrize("tensor", ["target", "logits"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 
+from losswire_server.errors import TooLargeError
 from losswire_server.weights import ENTRY_BYTES, WeightStore
 
 ELEMENTS = 256
@@ -83,3 +85,11 @@ def test_threads_that_put_at_once_leave_the_count_of_bytes_right() -> None:
     held = sum(store.get(digest(number)) is not None for number in range(40))
     assert store.used_bytes == held * WEIGHT_BYTES
     assert held == 5
+
+
+def test_a_weight_that_must_be_kept_and_does_not_fit_is_refused() -> None:
+    store = WeightStore(ENTRY_BYTES + 8)
+    store.require(b"fits", torch.zeros(2))
+    with pytest.raises(TooLargeError, match="send the weight with every request"):
+        store.require(b"does not", torch.zeros(3))
+    assert store.get(b"fits") is not None

@@ -87,7 +87,7 @@ class BlockCutter:
     Args:
         parameters: Arguments of the evaluation.
         logits_dtype: Element type of the logits.
-        target_dtype: Element type of class probabilities; class indices come as int64.
+        target_dtype: Element type in which the target comes; jobs hold class indices as int64.
     """
 
     def __init__(self, parameters: Parameters, logits_dtype: torch.dtype, target_dtype: torch.dtype) -> None:
@@ -191,7 +191,7 @@ class BlockCutter:
     def _take_target(self, samples: int, classes: int) -> torch.Tensor:
         if self._parameters.target_is_probabilities:
             return self._tensor(self.target, self._target_dtype, (samples, classes, self._positions))
-        return self._tensor(self.target, self._target_dtype, (samples, self._positions))
+        return self._tensor(self.target, self._target_dtype, (samples, self._positions)).to(torch.int64)
 
     @staticmethod
     def _tensor(queue: ByteQueue, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:

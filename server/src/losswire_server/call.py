@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
 import structlog
@@ -24,6 +24,9 @@ from losswire_server.errors import (
     ServiceError,
 )
 from losswire_server.metrics import Metrics
+
+ABORT_TIMEOUT_S: Final = 1.0
+"""How long a status may take to be written. gRPC writes in order, so one message that nobody reads holds it up."""
 
 _T = TypeVar("_T")
 
@@ -145,6 +148,16 @@ class Call:
         self.lobby.metrics.received_bytes[self.method].inc(len(message))
         return memoryview(message)
 
+    async def hold(self, byte_count: int) -> None:
+        """Reserve at least `byte_count` bytes for what the call holds.
+
+        Raises:
+            TooLargeError: if they exceed the whole budget.
+            OverloadedError: if no room for them came free in time.
+        """
+        if byte_count > self.reservation.byte_count:
+            await self.reservation.resize(byte_count)
+
     async def send(self, message: bytes) -> None:
         """Write a message of a stream.
 
@@ -195,5 +208,10 @@ class Call:
     async def _abort(self, error: ServiceError) -> NoReturn:
         if rejected := self.lobby.metrics.rejected.get(error.reason_name):
             rejected.inc()
-        await self._context.abort(error.code, error.details, error.trailing_metadata)
+        try:
+            async with asyncio.timeout(ABORT_TIMEOUT_S):
+                await self._context.abort(error.code, error.details, error.trailing_metadata)
+        except (TimeoutError, grpc.aio.InternalError):
+            # The status stands behind a message that the caller does not take, or the caller is gone.
+            raise asyncio.CancelledError from None
         raise AssertionError("abort raises")

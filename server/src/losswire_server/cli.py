@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # PyTorch's threads otherwise spin while they wait for work, on the cores that the rest of the server needs; the
     # variable is read when torch is loaded, so this comes before (docs/decisions/0005).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # What gRPC would print of its own accord, this program says in one line.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from losswire_server.serving import START_ERRORS, serve
 
     try:

@@ -99,6 +99,11 @@ class Evaluation:
         return waiting + self._state_bytes + self._receipt.received["weight"]
 
     @property
+    def unsent_bytes(self) -> int:
+        """Bytes of outputs that are ready."""
+        return sum(piece.nbytes for pieces in self.outputs.values() for piece in pieces)
+
+    @property
     def received_all(self) -> bool:
         """Whether every announced byte has come."""
         return self._receipt.is_complete
@@ -202,7 +207,7 @@ class Evaluation:
         return weight
 
     def _open_cutter(self, parameters: Parameters) -> None:
-        target = TORCH_DTYPES[self.plan.target.dtype] if self.plan.target_is_probabilities else torch.int64
+        target = TORCH_DTYPES[self.plan.target.dtype]
         self._parameters = parameters
         self._cutter = BlockCutter(parameters, TORCH_DTYPES[self.plan.logits.dtype], target)
 
@@ -234,7 +239,7 @@ class Evaluation:
         else:
             labels = np.frombuffer(data, dtype=_NUMPY_INDICES[plan.dtype]).astype(np.int64, copy=False)
             check_labels(labels, self.plan, first_element)
-            self._due_cutter().target.append(labels.data.cast("B"))
+            self._due_cutter().target.append(data)
 
     def _empty_job(self) -> Job:
         """All positions of logits without elements: none, or those of zero classes."""
@@ -246,8 +251,9 @@ class Evaluation:
         logits = torch.empty(shape, dtype=TORCH_DTYPES[self.plan.logits.dtype])
         if self.plan.target_is_probabilities:
             return Job(parameters, logits, torch.empty(shape, dtype=TORCH_DTYPES[self.plan.target.dtype]))
-        labels = self._due_cutter().target.take(self.plan.positions * torch.int64.itemsize)
-        target = torch.frombuffer(labels, dtype=torch.int64) if len(labels) else torch.empty(0, dtype=torch.int64)
+        target = flat_tensor(self.plan.target, self._due_cutter().target.take(self.plan.target.byte_count)).to(
+            torch.int64
+        )
         return Job(parameters, logits, target.view(shape[0], shape[2]))
 
     def _check_size(self) -> int:

@@ -87,7 +87,7 @@ class InProcessServer:
     def put_tensor(self, request: bytes) -> bytes:
         """The `PutTensorResponse` for a `PutTensorRequest`."""
         digest, weight = check_stored_tensor(decode_put_tensor(memoryview(request)))
-        self._weights.put(digest, weight)
+        self._weights.require(digest, weight)
         return PutTensorResponse(digest=digest).SerializeToString()
 
     def get_info(self, request: bytes) -> bytes:

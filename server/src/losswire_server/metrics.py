@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import grpc
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -20,17 +21,7 @@ from prometheus_client import (
 )
 
 METHODS: Final = ("Evaluate", "EvaluateStream", "PutTensor", "GetInfo")
-CODES: Final = (
-    "OK",
-    "CANCELLED",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "RESOURCE_EXHAUSTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-)
+CODES: Final = tuple(code.name for code in grpc.StatusCode)
 STAGES: Final = ("admit", "receive", "queue", "compute", "reply")
 REJECTIONS: Final = ("OVERLOADED", "DRAINING", "TOO_LARGE", "DEADLINE_PASSED", "BODY_TIMEOUT")
 

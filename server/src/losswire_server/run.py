@@ -34,7 +34,7 @@ class Run:
     @property
     def held_bytes(self) -> int:
         """Bytes of the evaluation in memory: waiting for their counterpart, or in the engine's hands."""
-        return self.evaluation.held_bytes + self._outstanding_bytes
+        return self.evaluation.held_bytes + self.evaluation.unsent_bytes + self._outstanding_bytes
 
     def submit_ready(self) -> None:
         """Submit the jobs that are complete."""

@@ -34,6 +34,9 @@ _OPTIONS: Final = (
     ("grpc.so_reuseport", 0),
     # Bounds what a flood of streams that are opened and reset can cost.
     ("grpc.max_concurrent_streams", 64),
+    # Beyond its default of 1,000 calls that no handler has taken yet, gRPC cancels some at random. Ours refuse better.
+    ("grpc.server.max_pending_requests", 1_000_000),
+    ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
     ("grpc.max_allowed_incoming_connections", 4096),
     # Unread messages then wait in 64 KiB a stream, not in megabytes.
     ("grpc.http2.bdp_probe", 0),

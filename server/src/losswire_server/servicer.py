@@ -69,6 +69,7 @@ class Servicer:
         self._check_reply_fits(run.evaluation.plan)
         run.evaluation.add_whole(request)
         run.submit_ready()
+        await call.hold(run.held_bytes)
         await run.settle()
         totals = run.evaluation.totals()
         reply = replies.response(run.evaluation, totals, run.seconds)
@@ -92,6 +93,7 @@ class Servicer:
             run.evaluation.add_whole(request)
         run.submit_ready()
         await self._receive_tensors(run, outputs)
+        await call.hold(run.held_bytes)
         await run.settle()
         totals = run.evaluation.totals()
         for reply in (*outputs.ready(at_end=True), replies.result_frame(totals, run.seconds)):
@@ -124,11 +126,11 @@ class Servicer:
     async def _put_tensor(self, call: Call) -> bytes:
         message = await call.receive()
         digest, weight = check_stored_tensor(decode_put_tensor(_or_empty(message)))
-        self._weights.put(digest, weight)
+        self._weights.require(digest, weight)
         return PutTensorResponse(digest=digest).SerializeToString()
 
     async def _get_info(self, call: Call) -> bytes:
-        await call.receive()
+        # The request has no field, so there is nothing to read, and nothing to wait for.
         return self._info.SerializeToString()
 
 

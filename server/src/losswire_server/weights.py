@@ -8,6 +8,8 @@ from typing import Final
 
 import torch
 
+from losswire_server.errors import TooLargeError
+
 ENTRY_BYTES: Final = 1024
 """What a weight takes besides its elements, about; else millions of tiny ones would fit the limit but not memory."""
 
@@ -32,14 +34,25 @@ class WeightStore:
                 self._weights.move_to_end(digest)
             return self._weights.get(digest)
 
-    def put(self, digest: bytes, weight: torch.Tensor) -> None:
-        """Keep `weight` under its name, forgetting the least recently used where there is no room."""
+    def put(self, digest: bytes, weight: torch.Tensor) -> bool:
+        """Keep `weight` under its name, forgetting the least recently used where there is no room; whether it fits."""
         byte_count = weight.nbytes + ENTRY_BYTES
         with self._lock:
             if digest in self._weights or byte_count > self._capacity_bytes:
-                return
+                return digest in self._weights
             while self.used_bytes + byte_count > self._capacity_bytes:
                 _, forgotten = self._weights.popitem(last=False)
                 self.used_bytes -= forgotten.nbytes + ENTRY_BYTES
             self._weights[digest] = weight
             self.used_bytes += byte_count
+            return True
+
+    def require(self, digest: bytes, weight: torch.Tensor) -> None:
+        """Keep `weight` under its name.
+
+        Raises:
+            TooLargeError: if it does not fit at all.
+        """
+        if not self.put(digest, weight):
+            advice = "max_stored_bytes is the server's limit; send the weight with every request"
+            raise TooLargeError("the weight", weight.nbytes, self._capacity_bytes, advice)
