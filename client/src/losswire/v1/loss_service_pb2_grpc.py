@@ -33,6 +33,8 @@ class LossServiceStub:
     google.rpc.BadRequest that names it. INVALID_ARGUMENT: the request is wrong and will stay so. RESOURCE_EXHAUSTED
     without RetryInfo: it is too large and will stay so. UNAVAILABLE with RetryInfo: overloaded or draining, try again.
     DEADLINE_EXCEEDED: the caller's deadline passed, or the caller sent nothing for too long. INTERNAL: a bug.
+    A single message over the limit of 4 MiB and 64 KiB around the tensors is refused by gRPC itself, before it is read:
+    RESOURCE_EXHAUSTED without details.
     """
 
     def __init__(self, channel):
@@ -71,6 +73,8 @@ class LossServiceServicer:
     google.rpc.BadRequest that names it. INVALID_ARGUMENT: the request is wrong and will stay so. RESOURCE_EXHAUSTED
     without RetryInfo: it is too large and will stay so. UNAVAILABLE with RetryInfo: overloaded or draining, try again.
     DEADLINE_EXCEEDED: the caller's deadline passed, or the caller sent nothing for too long. INTERNAL: a bug.
+    A single message over the limit of 4 MiB and 64 KiB around the tensors is refused by gRPC itself, before it is read:
+    RESOURCE_EXHAUSTED without details.
     """
 
     def Evaluate(self, request, context):
@@ -145,6 +149,8 @@ class LossService:
     google.rpc.BadRequest that names it. INVALID_ARGUMENT: the request is wrong and will stay so. RESOURCE_EXHAUSTED
     without RetryInfo: it is too large and will stay so. UNAVAILABLE with RetryInfo: overloaded or draining, try again.
     DEADLINE_EXCEEDED: the caller's deadline passed, or the caller sent nothing for too long. INTERNAL: a bug.
+    A single message over the limit of 4 MiB and 64 KiB around the tensors is refused by gRPC itself, before it is read:
+    RESOURCE_EXHAUSTED without details.
     """
 
     @staticmethod
