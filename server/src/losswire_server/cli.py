@@ -1,6 +1,7 @@
 """`losswire-server`: settings to a running server, and its exit code.
 
-Exit codes: 0 after a drain; 1 when the server cannot start; 2 when a setting is refused.
+Exit codes: 0 after a drain; 1 when the server cannot start; 2 when a setting is refused; 130 when interrupted while it
+starts.
 """
 
 from __future__ import annotations
@@ -9,10 +10,21 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 import losswire_server
-from losswire_server.config import ConfigError, load_config
-from losswire_server.logs import configure_logs
+
+if TYPE_CHECKING:
+    from losswire_server.config import Config
+
+# Both are read when the libraries are loaded, so that the imports in this file come later.
+_ENVIRONMENT: Final = {
+    # PyTorch's threads otherwise spin while they wait for work, on cores that the rest of the server needs
+    # (docs/decisions/0005).
+    "OMP_WAIT_POLICY": "passive",
+    # What gRPC would print of its own accord, this program says in one line.
+    "GRPC_VERBOSITY": "NONE",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,16 +33,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "--version" in arguments:
         sys.stdout.write(f"losswire-server {losswire_server.__version__}\n")
         return 0
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from losswire_server.config import ConfigError, load_config
+    from losswire_server.logs import configure_logs
+
     try:
         config = load_config(arguments)
     except ConfigError as error:
         return _refuse(error, 2)
     configure_logs(config.log_format, config.log_level)
-    # PyTorch's threads otherwise spin while they wait for work, on the cores that the rest of the server needs; the
-    # variable is read when torch is loaded, so this comes before (docs/decisions/0005).
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # What gRPC would print of its own accord, this program says in one line.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        return _run(config)
+    except KeyboardInterrupt:  # Before `serve` had a handler for it.
+        return 130
+
+
+def _run(config: Config) -> int:
     from losswire_server.serving import START_ERRORS, serve
 
     try:
