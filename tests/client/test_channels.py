@@ -161,6 +161,8 @@ def test_a_file_that_is_not_there_is_named(connect: Any, tmp_path: Path) -> None
 def test_settings_out_of_range_are_refused(kind: Any) -> None:
     with pytest.raises(TypeError, match="target is a int"):
         kind(50051)
+    with pytest.raises(losswire.InvalidArgumentError, match="target is empty"):
+        kind("")
     with pytest.raises(losswire.InvalidArgumentError, match="channels is 0"):
         kind("localhost:1", channels=0)
     with pytest.raises(losswire.InvalidArgumentError, match="timeout_s is 0"):

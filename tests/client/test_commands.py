@@ -199,6 +199,13 @@ def test_files_that_cannot_be_read_are_one_line(
     assert result.stderr.count("\n") == 1
 
 
+def test_text_in_place_of_numbers_is_one_line(losswire: Losswire, batch: Path) -> None:
+    np.savez(batch, logits=LOGITS, target=np.array(["1"] * 40))
+    result = losswire("eval", batch)
+    assert result.exit_code == 1
+    assert result.stderr == "losswire: target has elements of type <U1; expected an array of numbers\n"
+
+
 def test_missing_array_is_named_with_those_that_are_there(losswire: Losswire, batch: Path) -> None:
     assert "has no array 'labels'; it has logits, target" in losswire("eval", batch, "--target-name", "labels").stderr
     assert "has no array 'w'" in losswire("eval", batch, "--weight-name", "w").stderr

@@ -119,6 +119,31 @@ def test_a_deadline_that_has_passed_is_said_in_seconds() -> None:
         trial.remaining_s()
 
 
+def test_only_later_attempts_wait_for_a_connection_and_together_no_longer_than_the_policy_says() -> None:
+    clock = Clock()
+    trial = attempts(RetryPolicy(max_connect_wait_s=10.0), timeout_s=60.0, clock=clock)
+    assert trial.connect_wait_s() == 0
+    trial.delay_s(unavailable())
+    assert trial.connect_wait_s() == 10.0
+    clock.now += 4.0
+    trial.delay_s(unavailable())
+    assert trial.connect_wait_s() == 6.0
+    clock.now += 7.0
+    assert trial.connect_wait_s() == 0
+
+
+def test_no_connection_is_waited_for_past_the_deadline_which_then_tells_why() -> None:
+    clock = Clock()
+    trial = attempts(timeout_s=5.0, clock=clock)
+    error = unavailable()
+    trial.delay_s(error)
+    assert trial.connect_wait_s() == 5.0
+    clock.now += 5.0
+    with pytest.raises(losswire.DeadlineExceededError, match="within timeout_s=5; before, busy") as caught:
+        trial.remaining_s()
+    assert caught.value.__cause__ is error
+
+
 def test_without_a_deadline_there_is_always_time() -> None:
     trial = attempts(timeout_s=float("inf"))
     assert trial.remaining_s() == float("inf")
@@ -163,6 +188,7 @@ def test_an_error_that_is_final_costs_no_budget() -> None:
         ({"multiplier": 0.5}, "multiplier"),
         ({"initial_backoff_s": -1.0}, "initial_backoff_s"),
         ({"max_backoff_s": float("nan")}, "max_backoff_s"),
+        ({"max_connect_wait_s": -1.0}, "max_connect_wait_s"),
     ],
 )
 def test_a_policy_out_of_range_is_refused(settings: dict[str, float], named: str) -> None:

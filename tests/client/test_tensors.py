@@ -164,10 +164,15 @@ def test_a_type_that_the_wire_lacks_is_refused_by_name(value: Any, dtype: str) -
         host_tensor(value, "target")
 
 
-@pytest.mark.parametrize("value", [None, "text", object(), {"a": 1}, b"bytes", [None], np.array(["a"])])
+@pytest.mark.parametrize("value", [None, "text", object(), {"a": 1}, b"bytes", [None]])
 def test_what_is_no_array_of_numbers_is_a_type_error_that_names_the_argument(value: Any) -> None:
     with pytest.raises(TypeError, match="target is a "):
         host_tensor(value, "target")
+
+
+def test_an_array_without_numbers_is_a_type_error_that_names_the_type_of_its_elements() -> None:
+    with pytest.raises(TypeError, match=r"^target has elements of type <U1; expected an array of numbers$"):
+        host_tensor(np.array(["a"]), "target")
 
 
 def test_lists_of_different_lengths_are_refused() -> None:

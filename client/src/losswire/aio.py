@@ -116,6 +116,8 @@ class AsyncClient(ClientBase):
         while True:
             self._require_open()
             try:
+                if (wait_s := attempts.connect_wait_s()) > 0:
+                    await self._transport.connect(wait_s)
                 answer = await self._attempt(call.exchange(), attempts.remaining_s())
             except LosswireError as error:
                 self._require_open(error)

@@ -8,6 +8,7 @@ own, and whether to try again would be guesswork. It also keeps the copying of m
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,10 @@ _MAX_THREADS: Final = 64
 
 class AsyncTransport(Protocol):
     """Carries calls of `AsyncClient`."""
+
+    async def connect(self, timeout_s: float) -> None:
+        """Waits until there is a connection, the time is up or the transport is closed; the next call tells which."""
+        ...
 
     async def unary(self, method: str, request: bytes, timeout_s: float) -> bytes:
         """The reply to one message."""
@@ -45,6 +50,10 @@ class ThreadTransport:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._threads = ThreadPoolExecutor(_MAX_THREADS, "losswire")
+
+    async def connect(self, timeout_s: float) -> None:
+        """Waits for a connection, in another thread."""
+        await self._in_thread(self._transport.connect, timeout_s)
 
     async def unary(self, method: str, request: bytes, timeout_s: float) -> bytes:
         """The reply to one message."""
@@ -80,6 +89,16 @@ class AsyncGrpcTransport:
         self._channels: list[grpc.aio.Channel] = []
         self._turns = itertools.count()
         self._streams: ThreadTransport | None = None
+
+    async def connect(self, timeout_s: float) -> None:
+        """Waits until all connections that were opened stand, the time is up or the transport is closed."""
+        waits = [channel.channel_ready() for channel in self._channels]
+        if self._streams is not None:
+            waits.append(self._streams.connect(timeout_s))
+        # A channel that is closed meanwhile raises UsageError.
+        with contextlib.suppress(TimeoutError, grpc.aio.UsageError):
+            async with asyncio.timeout(timeout_s):
+                await asyncio.gather(*waits)
 
     async def unary(self, method: str, request: bytes, timeout_s: float) -> bytes:
         """The reply to one message."""

@@ -33,10 +33,11 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
-    # A server that restarts is found again soon: the defaults are 1 s and 2 min.
+    # A server that restarts is found again within about a second: the defaults are 1 s and 2 min.
     ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Despite its name, how long one attempt to connect may take; less would shut out slow networks. Default: 20 s.
     ("grpc.min_reconnect_backoff_ms", 5_000),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
     # Every channel has its own connection; otherwise channels to one target share one.
     ("grpc.use_local_subchannel_pool", 1),
 )
@@ -93,6 +94,8 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not isinstance(self.target, str):
             raise TypeError(f"target is a {type(self.target).__name__}; expected a string such as 'localhost:50051'")
+        if not self.target:
+            raise InvalidArgumentError("target is empty; expected an address such as 'localhost:50051'", field="target")
         if self.token is not None and not self.tls and not is_loopback(self.target):
             raise InvalidArgumentError(
                 f"token would travel readable to {self.target}; expected tls, or a target on this machine",

@@ -159,6 +159,8 @@ class Client(ClientBase):
         while True:
             self._require_open()
             try:
+                if (wait_s := attempts.connect_wait_s()) > 0:
+                    self._transport.connect(wait_s)
                 answer = self._attempt(call.exchange(), attempts.remaining_s())
             except LosswireError as error:
                 self._require_open(error)

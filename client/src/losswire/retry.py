@@ -6,6 +6,7 @@ requests of any size, framed anew from the arrays. Evaluations change nothing on
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -35,6 +36,8 @@ class RetryPolicy:
         max_attempts: Attempts of one call, with the first, >= 1. 1 never tries again.
         initial_backoff_s: Longest wait before the second attempt, in seconds. Waits are drawn evenly from 0 to this.
         max_backoff_s: Longest wait before any attempt, in seconds.
+        max_connect_wait_s: Seconds from the first failed attempt during which further ones wait for a connection, so
+            that a call outlasts a server's restart. Afterwards, as at first, an attempt without one fails at once.
         multiplier: Growth of the longest wait from one attempt to the next, >= 1.
         budget_ratio: Retries that each call earns for the client, in [0.0, 1.0]. 0.1 adds at most 10 % to the load.
         budget_reserve: Retries that a new client may spend before it has earned any.
@@ -44,13 +47,21 @@ class RetryPolicy:
     max_attempts: int = 4
     initial_backoff_s: float = 0.1
     max_backoff_s: float = 5.0
+    max_connect_wait_s: float = 10.0
     multiplier: float = 2.0
     budget_ratio: float = 0.1
     budget_reserve: float = 20.0
     budget_limit: float = 100.0
 
     def __post_init__(self) -> None:
-        for name, lowest in (("max_attempts", 1), ("multiplier", 1), ("initial_backoff_s", 0), ("max_backoff_s", 0)):
+        lowest_values = {
+            "max_attempts": 1,
+            "multiplier": 1,
+            "initial_backoff_s": 0,
+            "max_backoff_s": 0,
+            "max_connect_wait_s": 0,
+        }
+        for name, lowest in lowest_values.items():
             if not getattr(self, name) >= lowest:
                 raise InvalidArgumentError(f"{name} is {getattr(self, name)}; expected at least {lowest}", field=name)
 
@@ -104,6 +115,8 @@ class Attempts:
         self._uniform = uniform
         self._deadline = clock() + timeout_s
         self._failed = 0
+        self._last_error: LosswireError | None = None
+        self._connect_deadline = -math.inf
         budget.earn()
 
     def remaining_s(self) -> float:
@@ -114,8 +127,14 @@ class Attempts:
         """
         remaining = self._deadline - self._clock()
         if remaining <= 0:
-            raise DeadlineExceededError(f"the call did not finish within timeout_s={self._timeout_s:g}")
+            cause = self._last_error
+            why = "" if cause is None else f"; before, {cause}"
+            raise DeadlineExceededError(f"the call did not finish within timeout_s={self._timeout_s:g}{why}") from cause
         return remaining
+
+    def connect_wait_s(self) -> float:
+        """Seconds that the next attempt may wait for a connection; 0 for the first, so that a wrong address is told."""
+        return max(0.0, min(self._connect_deadline, self._deadline) - self._clock())
 
     def delay_s(self, error: LosswireError) -> float:
         """Seconds to wait before the next attempt, after `error` ended the last one.
@@ -127,6 +146,9 @@ class Attempts:
             LosswireError: `error` itself, if there shall be no further attempt: its kind never passes, the server
                 forbade it, attempts or budget are spent, or the deadline would pass during the wait.
         """
+        self._last_error = error
+        if self._failed == 0:
+            self._connect_deadline = self._clock() + self._policy.max_connect_wait_s
         self._failed += 1
         if not isinstance(error, _RETRYABLE) or error.retry_forbidden or self._failed >= self._policy.max_attempts:
             raise error

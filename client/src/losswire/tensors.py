@@ -87,7 +87,8 @@ def host_tensor(value: Any, name: str) -> HostTensor:
     if dtype is None:
         dtype_text = array.dtype.name
         if dtype_text not in _BY_NAME and array.dtype.kind in _KINDS_WITHOUT_NUMBERS:
-            raise TypeError(f"{name} is a {type(value).__name__}; expected an array of numbers")
+            what = f"has elements of type {array.dtype}" if array is value else f"is a {type(value).__name__}"
+            raise TypeError(f"{name} {what}; expected an array of numbers")
         dtype = _wire_dtype(dtype_text, name)
     return _from_numpy(array, dtype)
 

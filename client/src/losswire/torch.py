@@ -36,6 +36,9 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     - Rows that `ignore_index` excludes get a gradient of 0 even where their logits are not finite (PyTorch: NaN).
     - A `label_smoothing` below 0 or NaN is refused with ValueError (PyTorch silently uses 0), and so is a weight of
       shape `(1, C)` (PyTorch accepts it for logits with more than two axes).
+    - uint8 labels are accepted with a weight and `label_smoothing` too (PyTorch: RuntimeError).
+    - With an axis of size 0, sums over nothing are 0 (PyTorch: 0, -0 or NaN, by case).
+    - The transforms of `torch.func` (grad, vmap, jvp) are not supported.
     - Modifying the logits in place between the loss and `backward()` is an error, as they are kept for the gradient.
 
     Args:
@@ -79,7 +82,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         """The loss of `input`, `(C)`, `(N, C)` or `(N, C, d1, …, dK)`, given class indices or probabilities."""
         loss = _Loss(self._service, self.ignore_index, self.reduction, self.label_smoothing, self.result_dtype)
         if loss.may_be_refused_by_pytorch(input, target, self.weight):
-            loss.pytorch(input, target, self.weight)
+            loss.raise_as_pytorch(input, target, self.weight)
         tensors = (input, target, self.weight)
         if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
             return cast(Tensor, _Differentiable.apply(loss, *tensors))  # type: ignore[no-untyped-call]
@@ -109,10 +112,8 @@ class _Loss:
                 label_smoothing=float(self.label_smoothing),
                 outputs=outputs,
             )
-        except InvalidArgumentError as error:
-            # A label out of range would end the process's CUDA context; the CPU answers with an exception.
-            device = "cpu" if error.reason == "LABEL_OUT_OF_RANGE" else logits.device
-            self.pytorch(logits.to(device), target.to(device), None if weight is None else weight.to(device))
+        except InvalidArgumentError:
+            self.raise_as_pytorch(logits, target, weight)
             raise  # PyTorch accepts it. The error is a ValueError.
 
     def pytorch(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
@@ -125,6 +126,18 @@ class _Loss:
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
         )
+
+    def raise_as_pytorch(self, logits: Any, target: Any, weight: Tensor | None) -> None:
+        """Raises what PyTorch raises, if it refuses the arguments, whose labels nobody has checked yet.
+
+        It is asked on the CPU, as a label out of range would end the process's CUDA context. Tensors on several devices
+        stay there: they are refused before a label is read.
+        """
+        tensors = [tensor for tensor in (logits, target, weight) if isinstance(tensor, Tensor)]
+        if len({tensor.device for tensor in tensors}) > 1:
+            self.pytorch(logits, target, weight)
+        else:
+            self.pytorch(_on_cpu(logits), _on_cpu(target), _on_cpu(weight))
 
     def may_be_refused_by_pytorch(self, logits: Any, target: Any, weight: Tensor | None) -> bool:
         """Whether to ask PyTorch first, as it may refuse, by type, arguments that the service would accept."""
@@ -226,6 +239,11 @@ class _Service:
 
     def __reduce__(self) -> tuple[type[_Service], tuple[str]]:
         return _Service, (self.client.target,)
+
+
+def _on_cpu(value: Any) -> Any:
+    """A tensor on the CPU, in the dtype in which PyTorch computes with it where it is; all else as it came."""
+    return value.to("cpu", _arithmetic_dtype(value)) if isinstance(value, Tensor) else value
 
 
 def _arithmetic_dtype(tensor: Tensor) -> torch.dtype:

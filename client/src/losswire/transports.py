@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import grpc
 
 from losswire.calls import EVALUATE_STREAM, UNARY_METHODS
 from losswire.channels import Endpoint
 from losswire.errors import CallCancelledError, LosswireError, error_from_status
+
+_READY: Final = grpc.ChannelConnectivity.READY.value[0]
+_CONNECT_POLL_S: Final = 0.2
 
 # Bytes in and out: messages are serialised by hand.
 _Invoke = Callable[..., Any]
@@ -32,6 +36,10 @@ class ReplyStream(Protocol):
 
 class Transport(Protocol):
     """Carries calls of `Client`. Safe to use from several threads."""
+
+    def connect(self, timeout_s: float) -> None:
+        """Waits until there is a connection, the time is up or the transport is closed; the next call tells which."""
+        ...
 
     def unary(self, method: str, request: bytes, timeout_s: float) -> bytes:
         """The reply to one message."""
@@ -60,6 +68,17 @@ class GrpcTransport:
         self._stream: Iterator[_Invoke] = itertools.cycle(
             [channel.stream_stream(EVALUATE_STREAM) for channel in self._channels]
         )
+
+    def connect(self, timeout_s: float) -> None:
+        """Waits until all connections stand, the time is up or the transport is closed."""
+        deadline = time.monotonic() + timeout_s
+        for channel in self._channels:
+            try:
+                while not _is_ready_soon(channel) and time.monotonic() < deadline:
+                    pass
+            except ValueError:
+                # What gRPC raises where another thread has closed the channel.
+                return
 
     def unary(self, method: str, request: bytes, timeout_s: float) -> bytes:
         """The reply to one message."""
@@ -124,6 +143,19 @@ def translate(error: grpc.RpcError, endpoint: Endpoint) -> LosswireError:
     # Every RpcError that a call raises is also the call.
     call: Any = error
     return error_from_status(call.code(), call.details() or "", call.trailing_metadata() or (), endpoint.target)
+
+
+def _is_ready_soon(channel: Any) -> bool:
+    """Has the channel connect if it does not, and waits a moment for its state to change.
+
+    `grpc.channel_ready_future` does this in a thread, which prints a traceback when the channel is closed soon after.
+    This is what the thread calls, with its time limit, which is also how long closing the channel may have to wait.
+    """
+    core = channel._channel
+    state = core.check_connectivity_state(True)
+    if state != _READY:
+        core.watch_connectivity_state(state, time.time() + _CONNECT_POLL_S)
+    return bool(state == _READY)
 
 
 def _open_channel(endpoint: Endpoint) -> grpc.Channel:

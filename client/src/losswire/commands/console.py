@@ -34,7 +34,7 @@ class CommandGroup(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-        except (LosswireError, ArrayFileError, OSError) as error:
+        except (LosswireError, ArrayFileError, OSError, TypeError) as error:
             err.print(f"losswire: {' '.join(str(error).split())}", style="red", markup=False, soft_wrap=True)
             raise typer.Exit(1) from error
 

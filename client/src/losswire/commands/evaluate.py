@@ -89,6 +89,7 @@ def evaluate(
         "checksum": checksum,
     }
     with open_client(context, server, timeout_s) as client:
+        client.ping()  # A wrong address is told at once. Later on, calls wait for a server that restarts.
         result = _evaluate(client, batch, options)
     arrays = _per_position(result)
     if save is not None:

@@ -16,6 +16,7 @@ def info(
 ) -> None:
     """Describe a server: version, device, limits and what it accepts."""
     with open_client(context, server, timeout_s) as client:
+        client.ping()  # Unlike `info`, it does not wait for a server that is not there.
         description = client.info()
     if as_json:
         print_json(asdict(description))
