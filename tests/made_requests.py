@@ -10,12 +10,15 @@ import torch
 from losswire.v1 import CrossEntropyOptions, DataType
 from losswire_server.errors import ServiceError
 from losswire_server.evaluation import Evaluation
+from losswire_server.framed import FramedEvaluation
 from losswire_server.frames import Request, TensorField
 from losswire_server.losses.job import Positions
 from losswire_server.losses.reference import Reference
 from losswire_server.plan import TORCH_DTYPES
+from losswire_server.requests import check_whole
 from losswire_server.validation import check_request
 from losswire_server.weights import WeightStore
+from losswire_server.whole import WholeEvaluation
 
 WIRE_DTYPES = {dtype: number for number, dtype in TORCH_DTYPES.items()}
 MAX_BYTES = 64 * 1024 * 1024
@@ -68,9 +71,9 @@ def request_of(
     )
 
 
-def begin(request: Request, max_bytes: int = MAX_BYTES, weights: WeightStore | None = None) -> Evaluation:
-    """The evaluation of a request, before its first byte."""
-    return Evaluation(check_request(request), WeightStore(MAX_BYTES) if weights is None else weights, max_bytes)
+def begin(request: Request, max_bytes: int = MAX_BYTES, weights: WeightStore | None = None) -> FramedEvaluation:
+    """The evaluation of a header, before its first byte."""
+    return FramedEvaluation(check_request(request), WeightStore(MAX_BYTES) if weights is None else weights, max_bytes)
 
 
 def evaluate_ready(evaluation: Evaluation) -> list[Positions]:
@@ -85,12 +88,10 @@ def evaluate_ready(evaluation: Evaluation) -> list[Positions]:
     return results
 
 
-def evaluate_whole(request: Request, **limits: Any) -> Evaluation:
+def evaluate_whole(request: Request, weights: WeightStore | None = None) -> Evaluation:
     """The finished evaluation of a request that carries its tensors."""
-    evaluation = begin(request, **limits)
-    evaluation.add_whole(request)
+    evaluation = WholeEvaluation(check_whole(request), WeightStore(MAX_BYTES) if weights is None else weights)
     evaluate_ready(evaluation)
-    evaluation.check_complete()
     return evaluation
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_calls import in_loop
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
@@ -31,7 +32,8 @@ class SpyBackend:
 
     name = "spy"
 
-    def __init__(self, answer: Callable[[Job], Outcome] = lambda job: None) -> None:
+    def __init__(self, answer: Callable[[Job], Outcome] = lambda job: None, inline_bytes: int = 0) -> None:
+        self.inline_bytes = inline_bytes
         self.launches: list[list[Job]] = []
         self._answer = answer
 
@@ -260,3 +262,33 @@ def test_the_queue_is_empty_in_the_metrics_once_its_work_is_done_and_batches_are
     assert value("losswire_queue_bytes") == 0
     assert value("losswire_batch_jobs_sum") == 2
     assert value("losswire_batch_bytes_sum") == 2 * tasks[0].byte_count
+
+
+@in_loop
+async def test_a_job_that_the_backend_finds_small_is_evaluated_at_once_and_a_larger_one_is_not() -> None:
+    small, large = (Task(make_job(elements=n), make_caller(), _never) for n in (4, 5))
+    backend = SpyBackend(inline_bytes=small.byte_count)
+    engine = Engine(backend, Metrics(CollectorRegistry()), asyncio.get_running_loop())
+    assert engine.evaluate_inline(small)
+    assert not engine.evaluate_inline(large)
+    assert backend.launches == [[small.job]]
+
+
+@in_loop
+async def test_a_small_job_fails_and_expires_as_any_other() -> None:
+    def fail(job: Job) -> Outcome:
+        raise RuntimeError("broken")
+
+    engine = Engine(SpyBackend(fail, inline_bytes=1 << 20), Metrics(CollectorRegistry()), asyncio.get_running_loop())
+    failing = Task(make_job(), make_caller("first"), _never)
+    late = Task(make_job(), make_caller(seconds_left=-1.0), _never)
+    with capture_logs() as logs:
+        assert engine.evaluate_inline(failing)
+        assert engine.evaluate_inline(late)
+    assert isinstance(failing.outcome, InternalError)
+    assert isinstance(late.outcome, DeadlinePassedError)
+    assert [entry["request_id"] for entry in logs] == ["first"]
+
+
+def _never(task: Task) -> None:
+    pytest.fail("whoever has a task evaluated inline has its outcome already")

@@ -29,10 +29,11 @@ from made_requests import (
 from losswire.v1 import DataType, EmptyMean, Output, Reduction
 from losswire.v1.tensor_format import tensor_digest
 from losswire_server.errors import ChecksumMismatchError, InvalidRequestError, TensorNotFoundError, TooLargeError
-from losswire_server.evaluation import MAX_FREE_POSITIONS, STATE_BYTES_PER_POSITION, Evaluation
+from losswire_server.evaluation import Evaluation
 from losswire_server.frames import Request
 from losswire_server.losses.job import Parameters, PartialSample
 from losswire_server.losses.running_sums import RunningSums
+from losswire_server.sizes import MAX_FREE_POSITIONS, STATE_BYTES_PER_POSITION
 from losswire_server.weights import WeightStore
 
 F32, I64 = DataType.DATA_TYPE_FLOAT32, DataType.DATA_TYPE_INT64

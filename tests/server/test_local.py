@@ -160,7 +160,7 @@ def test_an_error_has_what_the_network_would_carry(
 
 
 class Broken:
-    name = "broken"
+    name, inline_bytes = "broken", 0
 
     def evaluate(self, jobs: Sequence[Job]) -> list[Positions | Exception | None]:
         return [RuntimeError("secret") for _ in jobs]
@@ -179,7 +179,7 @@ def test_threads_take_turns_with_the_backend(server: InProcessServer) -> None:
     backend = server._backend
 
     class Watched:
-        name = "watched"
+        name, inline_bytes = "watched", 0
 
         def evaluate(self, jobs: Sequence[Job]) -> list[Positions | Exception | None]:
             most.append(inside.acquire(blocking=False))

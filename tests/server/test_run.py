@@ -30,6 +30,7 @@ from losswire.v1 import (
 from losswire_server.call import Lobby
 from losswire_server.engine import Engine, Task
 from losswire_server.errors import DeadlinePassedError
+from losswire_server.framed import FramedEvaluation
 from losswire_server.losses.job import Positions
 from losswire_server.losses.reference import Reference
 from losswire_server.run import Run
@@ -46,6 +47,9 @@ class HeldEngine:
     def __init__(self) -> None:
         self.tasks: list[Task] = []
         self._backend = Reference(torch.device("cpu"))
+
+    def evaluate_inline(self, task: Task) -> bool:
+        return False
 
     def submit(self, task: Task) -> None:
         self.tasks.append(task)
@@ -64,10 +68,48 @@ def make_run(lobby: Lobby, engine: HeldEngine) -> Run:
 
 def submit_rows(run: Run, rows: Sequence[int] = (0, 1, 2)) -> None:
     """Submit one job for each row."""
+    assert isinstance(run.evaluation, FramedEvaluation)
     for row in rows:
         run.evaluation.add("target", tensor_bytes(LABELS[row : row + 1]))
         run.evaluation.add("logits", tensor_bytes(LOGITS[row]))
         run.submit_ready()
+
+
+class InlineEngine(HeldEngine):
+    """An engine that evaluates what it is asked to evaluate at once."""
+
+    def evaluate_inline(self, task: Task) -> bool:
+        [task.outcome] = self._backend.evaluate([task.job])
+        return True
+
+
+def test_a_small_job_is_done_when_it_is_submitted() -> None:
+    async def main() -> None:
+        lobby, engine = make_lobby(), InlineEngine()
+        run = make_run(lobby, engine)
+        submit_rows(run)
+        assert not engine.tasks
+        await run.settle()
+        assert run.evaluation.totals().loss == pytest.approx(EXPECTED)
+
+    asyncio.run(main())
+
+
+def test_a_small_job_waits_behind_those_of_its_evaluation() -> None:
+    async def main() -> None:
+        engine = InlineEngine()
+        run = make_run(make_lobby(), engine)
+        engine.evaluate_inline, evaluate_inline = lambda task: False, engine.evaluate_inline  # type: ignore[method-assign]
+        submit_rows(run, [0])
+        engine.evaluate_inline = evaluate_inline  # type: ignore[method-assign]
+        submit_rows(run, [1, 2])
+        assert len(engine.tasks) == 3, "results are reduced in the order of the positions"
+        for _ in range(3):
+            engine.deliver()
+        await run.settle()
+        assert run.evaluation.totals().loss == pytest.approx(EXPECTED)
+
+    asyncio.run(main())
 
 
 def test_settling_waits_until_at_most_so_many_jobs_are_left() -> None:

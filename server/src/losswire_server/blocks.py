@@ -10,11 +10,13 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import torch
 
 from losswire_server.losses.job import WHOLE_SAMPLE_OUTPUTS, Job, Parameters, PartialSample, segment_classes
+from losswire_server.plan import TORCH_DTYPES, Plan, flat_tensor
 
 MIN_SPLIT_BYTES: Final = 1024 * 1024
 """A sample up to this size is collected whole; a larger one is evaluated segment by segment as it arrives."""
@@ -199,3 +201,23 @@ class BlockCutter:
         for size in shape:
             elements *= size
         return torch.frombuffer(queue.take(elements * dtype.itemsize), dtype=dtype).view(shape)
+
+
+def empty_job(plan: Plan, parameters: Parameters, target: memoryview) -> Job:
+    """All positions of logits without elements: none, or those of zero classes.
+
+    Args:
+        plan: The request.
+        parameters: Arguments of the evaluation.
+        target: All bytes of the target.
+    """
+    shape = (plan.samples, 0, plan.positions_per_sample)
+    if not plan.positions:
+        # Sizes beside a zero may be astronomical, and a backend would walk along them.
+        shape = (0, 0, 0)
+    parameters = replace(parameters, class_count=0, positions_per_sample=shape[2])
+    logits = torch.empty(shape, dtype=TORCH_DTYPES[plan.logits.dtype])
+    if plan.target_is_probabilities:
+        return Job(parameters, logits, torch.empty(shape, dtype=TORCH_DTYPES[plan.target.dtype]))
+    labels = flat_tensor(plan.target, target).to(torch.int64)
+    return Job(parameters, logits, labels.view(shape[0], shape[2]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -71,7 +70,7 @@ class Call:
     def __init__(self, lobby: Lobby, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self.lobby = lobby
         self.method = method
-        self.caller = Caller(self._deadline(lobby.config, context), secrets.token_hex(8))
+        self.caller = Caller(self._deadline(lobby.config, context))
         self.reservation = Reservation(lobby.budget, 0)
         self.began_at = time.monotonic()
         self._admit_s = 0.0
@@ -98,7 +97,7 @@ class Call:
             raise DrainingError
         self.caller.deadline = self._deadline(self.lobby.config, self._context)
 
-    async def receive(self, held_bytes: int = 0) -> memoryview | None:
+    async def receive(self, held_bytes: int = 0) -> bytes | None:
         """The next message; None once the caller has sent its last.
 
         Args:
@@ -115,7 +114,7 @@ class Call:
         message = await self._in_time(self._context.read())
         return await self._received(message, held_bytes)
 
-    async def receive_between_evaluations(self) -> memoryview | None:
+    async def receive_between_evaluations(self) -> bytes | None:
         """The first message of the next evaluation of a stream; None once the caller has sent its last.
 
         An idle stream reserves next to nothing: workers keep theirs open all day.
@@ -139,14 +138,14 @@ class Call:
         self.began_at = time.monotonic()
         return await self._received(message, 0)
 
-    async def _received(self, message: bytes | object, held_bytes: int) -> memoryview | None:
+    async def _received(self, message: bytes | object, held_bytes: int) -> bytes | None:
         if message is grpc.aio.EOF:
             await self.reservation.resize(held_bytes)
             return None
         assert isinstance(message, bytes)
         await self.reservation.resize(held_bytes + len(message))
         self.lobby.metrics.received_bytes[self.method].inc(len(message))
-        return memoryview(message)
+        return message
 
     async def hold(self, byte_count: int) -> None:
         """Reserve at least `byte_count` bytes for what the call holds.

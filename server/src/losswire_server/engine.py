@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Final
 
@@ -29,15 +29,21 @@ _log = structlog.get_logger()
 class Caller:
     """On whose behalf jobs run: until when, and whether anyone still waits for them."""
 
-    __slots__ = ("deadline", "gone", "request_id")
+    __slots__ = ("_request_id", "deadline", "gone")
 
-    def __init__(self, deadline: float, request_id: str) -> None:
+    def __init__(self, deadline: float, request_id: str | None = None) -> None:
         self.deadline = deadline
-        self.request_id = request_id
         self.gone = False
+        self._request_id = request_id
+
+    @property
+    def request_id(self) -> str:
+        """What the log and the caller call the request, should it fail."""
+        if self._request_id is None:
+            self._request_id = secrets.token_hex(8)
+        return self._request_id
 
 
-@dataclass(slots=True, eq=False)
 class Task:
     """A job in the queue, and then what became of it.
 
@@ -45,33 +51,31 @@ class Task:
         job: The work.
         caller: On whose behalf.
         deliver: Called with the task, on the event loop, when it is done.
+        byte_count: Bytes that the backend reads for it, and about as many as its results take.
         queued_at, started_at, finished_at: Seconds of `time.monotonic`.
         compute_s: Its share, by bytes, of the seconds that its batch took.
         outcome: None where the job completes no position.
     """
 
-    job: Job
-    caller: Caller
-    deliver: Callable[[Task], None]
-    queued_at: float = 0.0
-    started_at: float = 0.0
-    finished_at: float = 0.0
-    compute_s: float = 0.0
-    outcome: Positions | Exception | None = None
+    __slots__ = (
+        *("job", "caller", "deliver", "byte_count"),
+        *("queued_at", "started_at", "finished_at", "compute_s", "outcome"),
+    )
 
-    @property
-    def byte_count(self) -> int:
-        """Bytes that the backend reads for it, and about as many as its results take."""
-        samples, _, positions = self.job.logits.shape
-        results = samples * positions * RESULT_BYTES * (2 + len(self.job.parameters.outputs))
-        return self.job.logits.nbytes + self.job.target.nbytes + results
+    def __init__(self, job: Job, caller: Caller, deliver: Callable[[Task], None]) -> None:
+        self.job, self.caller, self.deliver = job, caller, deliver
+        samples, _, positions = job.logits.shape
+        results = samples * positions * RESULT_BYTES * (2 + len(job.parameters.outputs))
+        self.byte_count: int = job.logits.nbytes + job.target.nbytes + results
+        self.queued_at = self.started_at = self.finished_at = self.compute_s = 0.0
+        self.outcome: Positions | Exception | None = None
 
 
 class Engine:
-    """Runs jobs in the order in which they are submitted.
+    """Runs jobs in the order in which they are submitted, but for those that are too small to wait.
 
     Args:
-        backend: Evaluates lists of jobs. Only the engine's thread calls it.
+        backend: Evaluates lists of jobs. Only the engine's thread does so, except as `Backend.inline_bytes` allows.
         metrics: Where queue and batches are observed.
         loop: Event loop on which `Task.deliver` is called.
     """
@@ -92,6 +96,17 @@ class Engine:
         self._metrics.queue_bytes.inc(task.byte_count)
         self._queue.put(task)
 
+    def evaluate_inline(self, task: Task) -> bool:
+        """Evaluate a task on this thread, before this returns, if the backend finds it small enough; whether it did.
+
+        To pass a small job to another thread and back costs more than the job.
+        """
+        if task.byte_count > self._backend.inline_bytes:
+            return False
+        task.queued_at = time.monotonic()
+        self._evaluate((task,))
+        return True
+
     def stop(self) -> None:
         """Finish what is queued and end the thread."""
         self._queue.put(None)
@@ -100,6 +115,8 @@ class Engine:
     def _run(self) -> None:
         while (first := self._queue.get()) is not None:
             batch, stopping = self._take_batch(first)
+            self._metrics.queue_depth.dec(len(batch))
+            self._metrics.queue_bytes.dec(sum(task.byte_count for task in batch))
             try:
                 self._evaluate(batch)
             except Exception:  # Such as a log that cannot be written. Without this thread every call would hang.
@@ -124,8 +141,6 @@ class Engine:
 
     def _evaluate(self, batch: Sequence[Task]) -> None:
         started_at = time.monotonic()
-        self._metrics.queue_depth.dec(len(batch))
-        self._metrics.queue_bytes.dec(sum(task.byte_count for task in batch))
         due = [task for task in batch if not task.caller.gone and task.caller.deadline > started_at]
         outcomes = self._outcomes(due) if due else []
         finished_at = time.monotonic()

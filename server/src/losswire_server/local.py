@@ -15,11 +15,14 @@ from losswire_server.config import load_config
 from losswire_server.device import open_device
 from losswire_server.errors import InternalError
 from losswire_server.evaluation import Evaluation
+from losswire_server.framed import FramedEvaluation
 from losswire_server.frames import Request, decode_chunk, decode_first_frame, decode_put_tensor, decode_request
 from losswire_server.info import server_info
 from losswire_server.losses.cross_entropy import open_backend
+from losswire_server.requests import check_whole
 from losswire_server.validation import check_request, check_stored_tensor
 from losswire_server.weights import WeightStore
+from losswire_server.whole import WholeEvaluation
 
 
 class InProcessServer:
@@ -40,9 +43,8 @@ class InProcessServer:
 
     def evaluate(self, request: bytes) -> bytes:
         """The `EvaluateResponse` for an `EvaluateRequest`."""
-        whole = decode_request(memoryview(request))
-        evaluation, seconds = self._begin(whole), replies.StageSeconds()
-        evaluation.add_whole(whole)
+        whole = check_whole(decode_request(memoryview(request)))
+        evaluation, seconds = WholeEvaluation(whole, self._weights), replies.StageSeconds()
         self._evaluate_ready(evaluation, seconds)
         return replies.response(evaluation, evaluation.totals(), seconds)
 
@@ -57,20 +59,21 @@ class InProcessServer:
     def _evaluate_from_stream(self, request: Request, messages: Iterator[memoryview]) -> Iterator[bytes]:
         evaluation, seconds = self._begin(request), replies.StageSeconds()
         outputs = replies.OutputFrames(evaluation)
-        if request.is_whole:
-            evaluation.add_whole(request)
         self._evaluate_ready(evaluation, seconds)
-        while not evaluation.received_all and (message := next(messages, None)) is not None:
-            chunk = decode_chunk(message)
-            evaluation.add(chunk.tensor, chunk.data)
-            self._evaluate_ready(evaluation, seconds)
-            yield from outputs.ready()
-        evaluation.check_complete()
+        if isinstance(evaluation, FramedEvaluation):
+            while not evaluation.received_all and (message := next(messages, None)) is not None:
+                chunk = decode_chunk(message)
+                evaluation.add(chunk.tensor, chunk.data)
+                self._evaluate_ready(evaluation, seconds)
+                yield from outputs.ready()
+            evaluation.check_complete()
         yield from outputs.ready(at_end=True)
         yield replies.result_frame(evaluation.totals(), seconds)
 
     def _begin(self, request: Request) -> Evaluation:
-        return Evaluation(check_request(request), self._weights, self._config.max_evaluation_bytes)
+        if request.is_whole:
+            return WholeEvaluation(check_whole(request), self._weights)
+        return FramedEvaluation(check_request(request), self._weights, self._config.max_evaluation_bytes)
 
     def _evaluate_ready(self, evaluation: Evaluation, seconds: replies.StageSeconds) -> None:
         for job in evaluation.jobs():

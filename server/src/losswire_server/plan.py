@@ -9,6 +9,7 @@ import torch
 
 from losswire.v1 import DataType, Output
 from losswire.v1.tensor_format import ITEM_BYTES
+from losswire_server.losses.job import Parameters
 
 TORCH_DTYPES: Final = {
     DataType.DATA_TYPE_FLOAT16: torch.float16,
@@ -78,8 +79,25 @@ class Plan:
         return self.samples * self.positions_per_sample
 
 
+def parameters_of(plan: Plan, weight: torch.Tensor | None) -> Parameters:
+    """What a backend is told of a request, with the class weights that it named or brought."""
+    outputs = frozenset(plan.outputs) - {"loss"}
+    if plan.check_probabilities:
+        outputs |= {"probability_sum"}
+    return Parameters(
+        class_count=plan.class_count,
+        positions_per_sample=plan.positions_per_sample,
+        target_is_probabilities=plan.target_is_probabilities,
+        weight=weight,
+        ignore_index=plan.ignore_index,
+        label_smoothing=plan.label_smoothing,
+        outputs=outputs,
+        top_k=plan.top_k,
+    )
+
+
 def flat_tensor(plan: TensorPlan, data: memoryview) -> torch.Tensor:
-    """A flat tensor over `data`, in place."""
+    """A flat tensor over `data`, in place: all or some of a tensor's bytes."""
     dtype = TORCH_DTYPES[plan.dtype]
     return torch.frombuffer(data, dtype=dtype) if len(data) else torch.empty(0, dtype=dtype)
 

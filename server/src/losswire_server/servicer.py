@@ -17,12 +17,15 @@ from losswire_server import replies
 from losswire_server.call import Call, Lobby
 from losswire_server.engine import Engine
 from losswire_server.errors import TooLargeError
-from losswire_server.evaluation import Evaluation
-from losswire_server.frames import Request, decode_chunk, decode_first_frame, decode_put_tensor, decode_request
+from losswire_server.evaluation import Evaluation, Totals
+from losswire_server.framed import FramedEvaluation
+from losswire_server.frames import decode_chunk, decode_first_frame, decode_put_tensor, decode_request
 from losswire_server.plan import Plan
+from losswire_server.requests import KnownRequests
 from losswire_server.run import Run
 from losswire_server.validation import check_request, check_stored_tensor
 from losswire_server.weights import WeightStore
+from losswire_server.whole import WholeEvaluation
 
 SERVICE: Final = "losswire.v1.LossService"
 
@@ -42,6 +45,8 @@ class Servicer:
 
     def __init__(self, lobby: Lobby, engine: Engine, weights: WeightStore, info: GetInfoResponse) -> None:
         self._lobby, self._engine, self._weights, self._info = lobby, engine, weights, info
+        # Apart, for what is a request in the one may be another thing in the other.
+        self._known, self._known_frames = KnownRequests(), KnownRequests()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a `grpc.aio` server registers."""
@@ -63,15 +68,11 @@ class Servicer:
         return serve
 
     async def _evaluate(self, call: Call) -> bytes:
-        message = await call.receive()
-        request = decode_request(_or_empty(message))
-        run = self._begin(call, request)
-        self._check_reply_fits(run.evaluation.plan)
-        run.evaluation.add_whole(request)
-        run.submit_ready()
-        await call.hold(run.held_bytes)
-        await run.settle()
-        totals = run.evaluation.totals()
+        message = await call.receive() or b""
+        request = self._known.find(message) or self._known.learn(message, decode_request(memoryview(message)))
+        self._check_reply_fits(request.plan)
+        run = Run(call, self._engine, WholeEvaluation(request, self._weights))
+        totals = await self._finish(run)
         reply = replies.response(run.evaluation, totals, run.seconds)
         run.observe(totals)
         return reply
@@ -82,41 +83,51 @@ class Servicer:
             await self._evaluate_from_stream(call, message)
             message = await call.receive_between_evaluations()
 
-    async def _evaluate_from_stream(self, call: Call, message: memoryview) -> None:
+    async def _evaluate_from_stream(self, call: Call, message: bytes) -> None:
         call.begin_evaluation()
-        request = decode_first_frame(message)
-        if request is None:
+        if (evaluation := self._begin(message)) is None:
             return
-        run = self._begin(call, request)
-        outputs = replies.OutputFrames(run.evaluation)
-        if request.is_whole:
-            run.evaluation.add_whole(request)
-        run.submit_ready()
-        await self._receive_tensors(run, outputs)
-        await call.hold(run.held_bytes)
-        await run.settle()
-        totals = run.evaluation.totals()
+        run = Run(call, self._engine, evaluation)
+        outputs = replies.OutputFrames(evaluation)
+        if isinstance(evaluation, FramedEvaluation):
+            run.submit_ready()
+            await self._receive_tensors(run, evaluation, outputs)
+        totals = await self._finish(run)
         for reply in (*outputs.ready(at_end=True), replies.result_frame(totals, run.seconds)):
             await call.send(reply)
         run.observe(totals)
 
-    async def _receive_tensors(self, run: Run, outputs: replies.OutputFrames) -> None:
-        while not run.evaluation.received_all:
+    def _begin(self, message: bytes) -> Evaluation | None:
+        """The evaluation that the first frame of a stream begins; None for an empty chunk, which may stand anywhere."""
+        if (whole := self._known_frames.find(message)) is not None:
+            return WholeEvaluation(whole, self._weights)
+        request = decode_first_frame(memoryview(message))
+        if request is None:
+            return None
+        if request.is_whole:
+            return WholeEvaluation(self._known_frames.learn(message, request), self._weights)
+        return FramedEvaluation(check_request(request), self._weights, self._lobby.config.max_evaluation_bytes)
+
+    async def _finish(self, run: Run) -> Totals:
+        """Evaluate what has come, all of it by now."""
+        run.submit_ready()
+        await run.call.hold(run.held_bytes)
+        await run.settle()
+        return run.evaluation.totals()
+
+    async def _receive_tensors(self, run: Run, evaluation: FramedEvaluation, outputs: replies.OutputFrames) -> None:
+        while not evaluation.received_all:
             crowded = run.held_bytes > self._lobby.config.max_evaluation_bytes
             await run.settle(at_most=0 if crowded else MAX_OUTSTANDING_JOBS - 1)
             for reply in outputs.ready():
                 await run.call.send(reply)
             message = await run.call.receive(run.held_bytes)
             if message is None:
-                run.evaluation.check_complete()
+                evaluation.check_complete()
                 return
-            chunk = decode_chunk(message)
-            run.evaluation.add(chunk.tensor, chunk.data)
+            chunk = decode_chunk(memoryview(message))
+            evaluation.add(chunk.tensor, chunk.data)
             run.submit_ready()
-
-    def _begin(self, call: Call, request: Request) -> Run:
-        evaluation = Evaluation(check_request(request), self._weights, self._lobby.config.max_evaluation_bytes)
-        return Run(call, self._engine, evaluation)
 
     def _check_reply_fits(self, plan: Plan) -> None:
         byte_count = replies.output_bytes(plan)
@@ -124,16 +135,11 @@ class Servicer:
             raise TooLargeError("the reply with its outputs", byte_count, MESSAGE_PAYLOAD_BYTES, "use EvaluateStream")
 
     async def _put_tensor(self, call: Call) -> bytes:
-        message = await call.receive()
-        digest, weight = check_stored_tensor(decode_put_tensor(_or_empty(message)))
+        message = await call.receive() or b""
+        digest, weight = check_stored_tensor(decode_put_tensor(memoryview(message)))
         self._weights.require(digest, weight)
         return PutTensorResponse(digest=digest).SerializeToString()
 
     async def _get_info(self, call: Call) -> bytes:
         # The request has no field, so there is nothing to read, and nothing to wait for.
         return self._info.SerializeToString()
-
-
-def _or_empty(message: memoryview | None) -> memoryview:
-    """A call that ends without a message is one whose message has no field."""
-    return memoryview(b"") if message is None else message

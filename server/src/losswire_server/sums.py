@@ -46,7 +46,10 @@ class FixedOrderSum:
     def value(self) -> float:
         """The sum so far; 0.0 of nothing."""
         with np.errstate(all="ignore"):
-            terms = [*self._groups, float(self._joined().sum())]
+            rest = float(np.add.reduce(self._joined()))
+        if not self._groups:
+            return rest
+        terms = [*self._groups, rest]
         try:
             return math.fsum(terms)
         except (OverflowError, ValueError):  # beyond float64, or inf - inf

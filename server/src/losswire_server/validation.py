@@ -37,6 +37,13 @@ _EMPTY_MEANS: Final[dict[int, Literal["nan", "zero", "error"]]] = {
     EmptyMean.EMPTY_MEAN_ZERO: "zero",
     EmptyMean.EMPTY_MEAN_ERROR: "error",
 }
+_NUMPY_INDICES: Final = {
+    DataType.DATA_TYPE_INT64: "<i8",
+    DataType.DATA_TYPE_INT32: "<i4",
+    DataType.DATA_TYPE_INT16: "<i2",
+    DataType.DATA_TYPE_INT8: "i1",
+    DataType.DATA_TYPE_UINT8: "u1",
+}
 _NEEDS_INDICES: Final = frozenset({"target_logprob", "target_rank", "top1", "topk"})
 
 
@@ -86,6 +93,22 @@ def check_request(request: Request) -> Plan:
     )
 
 
+def read_labels(data: memoryview, plan: Plan, first_position: int) -> np.ndarray:
+    """The class indices in `data` as int64, in place where they are int64.
+
+    Args:
+        data: Bytes of the target of consecutive positions.
+        plan: The request they belong to.
+        first_position: Position of the first of them, in row-major order.
+
+    Raises:
+        InvalidRequestError: if one is neither in [0, C) nor ignore_index.
+    """
+    labels = np.frombuffer(data, dtype=_NUMPY_INDICES[plan.target.dtype]).astype(np.int64, copy=False)
+    check_labels(labels, plan, first_position)
+    return labels
+
+
 def check_labels(labels: np.ndarray, plan: Plan, first_position: int) -> None:
     """Refuse class indices that are neither in [0, C) nor ignore_index.
 
@@ -94,11 +117,11 @@ def check_labels(labels: np.ndarray, plan: Plan, first_position: int) -> None:
         plan: The request they belong to.
         first_position: Position of the first of them, in row-major order.
     """
-    # One comparison finds both negative labels and those from C up.
-    bad = labels.view(np.uint64) >= plan.class_count
-    if not bad.any():
+    # As unsigned numbers, negative labels are larger than any number of classes.
+    unsigned = labels.view(np.uint64)
+    if not len(labels) or np.maximum.reduce(unsigned) < plan.class_count:
         return
-    bad &= labels != plan.ignore_index
+    bad = (unsigned >= plan.class_count) & (labels != plan.ignore_index)
     if not bad.any():
         return
     at = int(bad.argmax())

@@ -8,7 +8,9 @@ from typing import Final
 
 import torch
 
-from losswire_server.errors import TooLargeError
+from losswire_server.errors import TensorNotFoundError, TooLargeError
+from losswire_server.plan import Plan, flat_tensor
+from losswire_server.validation import check_weight_digest, check_weight_shape
 
 ENTRY_BYTES: Final = 1024
 """What a weight takes besides its elements, about; else millions of tiny ones would fit the limit but not memory."""
@@ -56,3 +58,39 @@ class WeightStore:
         if not self.put(digest, weight):
             advice = "max_stored_bytes is the server's limit; send the weight with every request"
             raise TooLargeError("the weight", weight.nbytes, self._capacity_bytes, advice)
+
+
+def stored_weight(plan: Plan, weights: WeightStore) -> torch.Tensor | None:
+    """The weight that a request names by digest; None if it names none.
+
+    Raises:
+        TensorNotFoundError: if it is not held.
+        InvalidRequestError: if it has not one element for each class.
+    """
+    digest = plan.weight_digest
+    if digest is None:
+        return None
+    weight = weights.get(digest)
+    if weight is None:
+        raise TensorNotFoundError(digest)
+    check_weight_shape(tuple(weight.shape), plan.class_count)
+    return weight
+
+
+def received_weight(plan: Plan, data: memoryview, weights: WeightStore) -> torch.Tensor:
+    """The weight that a request brought, kept where the request names it.
+
+    Args:
+        plan: The checked request.
+        data: All bytes of the weight. The weight may outlive the message that brought them, so they are copied.
+        weights: Where it is kept.
+
+    Raises:
+        InvalidRequestError: if it is not the one that the digest names.
+    """
+    assert plan.weight is not None
+    weight = flat_tensor(plan.weight, memoryview(bytes(data)))
+    if plan.weight_digest is not None:
+        check_weight_digest(plan, data)
+        weights.put(plan.weight_digest, weight)
+    return weight

@@ -64,6 +64,7 @@ class Cpu:
     """
 
     name: Final = "cpu"
+    inline_bytes: Final = 1024 * 1024
 
     def __init__(self, instruction_set: str | None = None) -> None:
         available = available_instruction_sets()

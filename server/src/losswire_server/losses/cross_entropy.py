@@ -30,12 +30,21 @@ class Backend(Protocol):
     - tensors of jobs are only read, and are not held on to after `evaluate` returns;
     - scratch memory is bounded, whatever the size of the jobs.
 
-    One thread at a time calls it. It trusts its jobs: class indices were checked, shapes and types are those of `Job`.
+    One thread at a time calls it, and meanwhile any other for single jobs up to `inline_bytes`. It trusts its jobs:
+    class indices were checked, shapes and types are those of `Job`.
     """
 
     @property
     def name(self) -> str:
         """Name for `GetInfo` and the logs."""
+        ...
+
+    @property
+    def inline_bytes(self) -> int:
+        """Size of the jobs that any thread may have evaluated at any time, and that are done sooner than handed over.
+
+        0 where there are none. The size is that of what is read and of the results.
+        """
         ...
 
     def evaluate(self, jobs: Sequence[Job]) -> list[Positions | Exception | None]:

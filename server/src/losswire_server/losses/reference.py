@@ -29,6 +29,7 @@ class Reference:
     """
 
     name: Final = "reference"
+    inline_bytes: Final = 0
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

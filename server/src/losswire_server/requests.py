@@ -1,0 +1,142 @@
+"""Requests that came whole: read, checked, and recognised when they come again with other numbers.
+
+A caller sends the same shapes, types and options over and over, with other bytes in the tensors. What surrounds the
+tensors decides how a message is read and whether it is accepted, except for the values in it; so a message that equals
+an earlier one outside its tensors needs neither to be parsed nor to be checked again, and comparing takes a fiftieth.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+
+from losswire_server.frames import Request, TensorField
+from losswire_server.losses.job import Parameters
+from losswire_server.plan import Plan, parameters_of
+from losswire_server.validation import check_request
+
+MAX_KNOWN: Final = 512
+"""Kinds of requests that are remembered: a few hundred bytes each."""
+
+MAX_SURROUNDING_BYTES: Final = 1024
+"""What surrounds the tensors of a request that is worth remembering, at most."""
+
+
+@dataclass(slots=True)
+class WholeRequest:
+    """A checked request with its tensors.
+
+    Attributes:
+        plan: What was asked for.
+        parameters: The same for a backend, without a weight.
+        logits, target, weight: Bytes of the tensors, in place; `weight` is None where none came.
+    """
+
+    plan: Plan
+    parameters: Parameters
+    logits: memoryview
+    target: memoryview
+    weight: memoryview | None
+
+
+@dataclass(slots=True)
+class _Kind:
+    """What requests that differ in their tensors' bytes alone have in common.
+
+    Attributes:
+        surroundings: Where in the message, and what, stands before, between and behind the tensors.
+        logits, target, weight: Where the tensors stand.
+    """
+
+    plan: Plan
+    parameters: Parameters
+    surroundings: tuple[tuple[slice, bytes], ...]
+    logits: slice
+    target: slice
+    weight: slice | None
+
+    def matches(self, message: bytes) -> bool:
+        return all(message[where] == what for where, what in self.surroundings)
+
+    def request(self, message: bytes) -> WholeRequest:
+        view = memoryview(message)
+        weight = None if self.weight is None else view[self.weight]
+        return WholeRequest(self.plan, self.parameters, view[self.logits], view[self.target], weight)
+
+
+class KnownRequests:
+    """The kinds of requests that came lately, in messages of one type. For one thread."""
+
+    def __init__(self) -> None:
+        # By the length of the message. Of two kinds whose messages are equally long the last is remembered.
+        self._kinds: OrderedDict[int, _Kind] = OrderedDict()
+
+    def find(self, message: bytes) -> WholeRequest | None:
+        """The request in a message of a known kind."""
+        kind = self._kinds.get(len(message))
+        return kind.request(message) if kind is not None and kind.matches(message) else None
+
+    def learn(self, message: bytes, request: Request) -> WholeRequest:
+        """Check a request, and remember its kind.
+
+        Args:
+            message: Where it came from.
+            request: What was decoded from `message`, with its tensors.
+
+        Raises:
+            InvalidRequestError: for the first rule that it breaks.
+        """
+        whole = check_whole(request)
+        if (kind := _kind_of(message, whole)) is not None:
+            self._kinds[len(message)] = kind
+            self._kinds.move_to_end(len(message))
+            if len(self._kinds) > MAX_KNOWN:
+                self._kinds.popitem(last=False)
+        return whole
+
+
+def check_whole(request: Request) -> WholeRequest:
+    """A request with its tensors, checked.
+
+    Raises:
+        InvalidRequestError: for the first rule that it breaks.
+    """
+    plan = check_request(request)
+    weight = None if request.weight is None else _data(request.weight)
+    return WholeRequest(plan, parameters_of(plan, None), _data(request.logits), _data(request.target), weight)
+
+
+def _data(tensor: TensorField | None) -> memoryview:
+    assert tensor is not None, "check_request refuses a request without it"
+    assert tensor.data is not None, "a whole request has the bytes of its tensors"
+    return tensor.data
+
+
+def _kind_of(message: bytes, request: WholeRequest) -> _Kind | None:
+    """The kind of a request; None if it is not worth remembering."""
+    tensors = [request.logits, request.target] + ([] if request.weight is None else [request.weight])
+    if not all(tensors):
+        return None  # An empty tensor stands nowhere.
+    logits, target, *weight = (_place(tensor, message) for tensor in tensors)
+    places = sorted((logits, target, *weight), key=lambda place: place.start)
+    ends = [slice(0, 0), *places, slice(len(message), len(message))]
+    gaps = [slice(left.stop, right.start) for left, right in pairwise(ends)]
+    if sum(gap.stop - gap.start for gap in gaps) > MAX_SURROUNDING_BYTES:
+        return None
+    surroundings = tuple((gap, message[gap]) for gap in gaps)
+    return _Kind(request.plan, request.parameters, surroundings, logits, target, weight[0] if weight else None)
+
+
+def _place(part: memoryview, message: bytes) -> slice:
+    """Where in a message a view of a part of it begins and ends."""
+    start = _address(part) - _address(message)
+    return slice(start, start + len(part))
+
+
+def _address(buffer: bytes | memoryview) -> int:
+    address: int = np.frombuffer(buffer, dtype=np.uint8).ctypes.data
+    return address

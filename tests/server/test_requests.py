@@ -1,0 +1,150 @@
+"""Requests that are recognised: the same as if they had been parsed and checked again, or not recognised."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from losswire.v1 import CrossEntropyOptions, DataType, EvaluateRequest, Output, Reduction, Tensor
+from losswire_server.errors import InvalidRequestError
+from losswire_server.frames import decode_request
+from losswire_server.requests import MAX_KNOWN, MAX_SURROUNDING_BYTES, KnownRequests, WholeRequest, check_whole
+
+RANDOM = np.random.default_rng(0)
+
+
+def message(
+    rows: int = 3, classes: int = 5, *, weighted: bool = False, digest: bytes | None = None, **options: Any
+) -> bytes:
+    """An EvaluateRequest with random numbers in its tensors."""
+    logits = RANDOM.standard_normal((rows, classes), dtype=np.float32)
+    target = RANDOM.integers(0, classes, rows)
+    weight = Tensor(shape=(classes,), dtype=DataType.DATA_TYPE_FLOAT32, data=logits[0].tobytes()) if weighted else None
+    return EvaluateRequest(
+        logits=Tensor(shape=logits.shape, dtype=DataType.DATA_TYPE_FLOAT32, data=logits.tobytes()),
+        class_indices=Tensor(shape=target.shape, dtype=DataType.DATA_TYPE_INT64, data=target.tobytes()),
+        weight=weight,
+        weight_digest=digest,
+        options=CrossEntropyOptions(**options),
+    ).SerializeToString()
+
+
+def learn(known: KnownRequests, data: bytes) -> WholeRequest:
+    return known.learn(data, decode_request(memoryview(data)))
+
+
+def parsed(data: bytes) -> WholeRequest:
+    return check_whole(decode_request(memoryview(data)))
+
+
+def contents(request: WholeRequest) -> tuple[object, ...]:
+    weight = None if request.weight is None else bytes(request.weight)
+    return request.plan, bytes(request.logits), bytes(request.target), weight
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"weighted": True},
+        {"digest": bytes(32)},
+        {"label_smoothing": 0.25, "ignore_index": 3, "reduction": Reduction.REDUCTION_SUM},
+        {"outputs": [Output.OUTPUT_ARGMAX, Output.OUTPUT_ENTROPY]},
+    ],
+    ids=str,
+)
+def test_a_request_of_a_known_kind_is_what_parsing_it_gives(kind: dict[str, Any]) -> None:
+    known = KnownRequests()
+    first, second = message(**kind), message(**kind)
+    assert first != second
+    assert known.find(first) is None
+    assert contents(learn(known, first)) == contents(parsed(first))
+    found = known.find(second)
+    assert found is not None
+    assert contents(found) == contents(parsed(second))
+
+
+def test_a_byte_outside_the_tensors_makes_another_kind() -> None:
+    known, data = KnownRequests(), message(label_smoothing=0.25)
+    request = learn(known, data)
+    inside = {
+        id(place): slice(start, start + len(place))
+        for place in (request.logits, request.target)
+        for start in [data.index(bytes(place))]
+    }
+    for at in range(len(data)):
+        changed = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        is_inside = any(place.start <= at < place.stop for place in inside.values())
+        assert (known.find(changed) is not None) == is_inside, at
+
+
+def test_shorter_longer_and_empty_messages_are_unknown() -> None:
+    known, data = KnownRequests(), message()
+    learn(known, data)
+    assert [known.find(other) for other in (b"", data[:-1], data + b"\0")] == [None] * 3
+
+
+def test_fields_in_any_order_are_recognised() -> None:
+    data = message(label_smoothing=0.25)
+    parts = [EvaluateRequest.FromString(data) for _ in range(3)]
+    for part, kept in zip(parts, ("options", "class_indices", "logits"), strict=True):
+        for field in {"options", "class_indices", "logits"} - {kept}:
+            part.ClearField(field)
+    reordered = b"".join(part.SerializeToString() for part in parts)
+    known = KnownRequests()
+    learn(known, reordered)
+    found = known.find(reordered)
+    assert found is not None
+    assert contents(found) == contents(parsed(data))
+
+
+def test_requests_with_an_empty_tensor_are_parsed_each_time() -> None:
+    known = KnownRequests()
+    data = EvaluateRequest(
+        logits=Tensor(shape=(0, 5), dtype=DataType.DATA_TYPE_FLOAT32),
+        class_indices=Tensor(shape=(0,), dtype=DataType.DATA_TYPE_INT64),
+    ).SerializeToString()
+    assert contents(learn(known, data)) == contents(parsed(data))
+    assert known.find(data) is None
+
+
+def test_what_is_refused_is_not_remembered() -> None:
+    known, data = KnownRequests(), message(label_smoothing=2.0)
+    for _ in range(2):
+        with pytest.raises(InvalidRequestError):
+            learn(known, data)
+        assert known.find(data) is None
+
+
+def test_long_surroundings_and_more_kinds_than_the_limit_are_forgotten() -> None:
+    known = KnownRequests()
+    unknown_field = b"\xfa\x7f" + b"\x81\x08" + bytes(MAX_SURROUNDING_BYTES + 1)
+    long = message() + unknown_field
+    learn(known, long)
+    assert known.find(long) is None
+    kinds = [message(rows) for rows in range(1, MAX_KNOWN + 3)]
+    for data in kinds:
+        learn(known, data)
+    assert [known.find(data) is None for data in kinds] == [True] * 2 + [False] * MAX_KNOWN
+
+
+def test_random_messages_are_found_only_where_parsing_agrees() -> None:
+    chance, known = random.Random(0), KnownRequests()
+    for _ in range(2000):
+        data = bytearray(message(chance.randint(1, 3), chance.randint(1, 3), label_smoothing=chance.choice([0.0, 0.5])))
+        if chance.random() < 0.5:
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        sent = bytes(data)
+        found = known.find(sent)
+        try:
+            expected = parsed(sent)
+        except InvalidRequestError:
+            assert found is None
+            continue
+        if found is None:
+            learn(known, sent)
+        else:
+            assert contents(found) == contents(expected)
