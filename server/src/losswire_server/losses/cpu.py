@@ -26,6 +26,7 @@ INSTRUCTION_SETS: Final = ("avx512", "avx2", "portable")
 _FOLDER: Final = Path(__file__).parent / "cpu_kernel"
 _ELEMENTS: Final = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 _STATE_BYTES_PER_POSITION: Final = 80
+_SPARE_JOBS: Final = 64
 
 # cpu_kernel/job.h, field by field: 16 addresses, 14 integers, label_smoothing, and the number of counted positions.
 _DESCRIPTION: Final = struct.Struct("=16Q9q5qdq")
@@ -72,63 +73,87 @@ class Cpu:
             raise BackendMissingError(_why_missing(instruction_set, available))
         self.instruction_set = instruction_set or available[0]
         self._evaluate = _load(self.instruction_set).losswire_evaluate
+        # Descriptions to be used again: a list, so that a thread that comes second finds it empty and makes its own.
+        self._spare = [_Descriptions(_SPARE_JOBS)]
         # The kernel takes logits with elements; what is left is a matter of definition, not of speed.
         self._reference = Reference(torch.device("cpu"))
 
     def evaluate(self, jobs: Sequence[Job]) -> list[Positions | Exception | None]:
         """Evaluate each job: its results, None if it does not complete its positions, or what it raised."""
+        try:
+            descriptions = self._spare.pop()
+        except IndexError:
+            descriptions = _Descriptions(_SPARE_JOBS)
+        if len(jobs) > descriptions.capacity:
+            descriptions = _Descriptions(len(jobs))
+        try:
+            return self._run(jobs, descriptions)
+        finally:
+            descriptions.clear()
+            if descriptions.capacity == _SPARE_JOBS:
+                self._spare.append(descriptions)
+
+    def _run(self, jobs: Sequence[Job], descriptions: _Descriptions) -> list[Positions | Exception | None]:
         outcomes: list[Positions | Exception | None] = [None] * len(jobs)
-        calls: list[tuple[int, _Call]] = []
+        described: list[int] = []
         for index, job in enumerate(jobs):
             try:
                 if job.logits.numel():
-                    calls.append((index, _Call(job)))
+                    outcomes[index] = descriptions.add(job)
+                    described.append(index)
                 else:
                     [outcomes[index]] = self._reference.evaluate([job])
             except Exception as error:
                 outcomes[index] = error
-        if calls:
-            self._run(calls, outcomes)
+        failed = described and self._evaluate(descriptions.address, len(described), torch.get_num_threads())
+        for place, index in enumerate(described):
+            if failed:
+                outcomes[index] = MemoryError("the CPU kernel has no memory")
+            elif (positions := outcomes[index]) is not None:
+                positions.counted = descriptions.counted(place)  # type: ignore[union-attr]
         return outcomes
 
-    def _run(self, calls: Sequence[tuple[int, _Call]], outcomes: list[Positions | Exception | None]) -> None:
-        descriptions = bytearray().join([call.description for _, call in calls])
-        address = (ctypes.c_char * len(descriptions)).from_buffer(descriptions)
-        failed = self._evaluate(address, len(calls), torch.get_num_threads())
-        for place, (index, call) in enumerate(calls):
-            [counted] = _COUNTED.unpack_from(descriptions, place * _DESCRIPTION.size + _COUNTED_OFFSET)
-            outcomes[index] = MemoryError("the CPU kernel has no memory") if failed else call.positions(counted)
 
+class _Descriptions:
+    """Jobs as the kernel takes them, in memory that is made once: a small job costs little more than its tensors.
 
-class _Call:
-    """A job as the kernel takes it, with the tensors that the description points to."""
+    Args:
+        capacity: How many jobs there is room for.
+    """
 
-    __slots__ = ("_completes", "_kept", "description", "loss", "outputs", "target_weight")
+    __slots__ = ("_kept", "_memory", "address", "capacity")
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._memory = bytearray(capacity * _DESCRIPTION.size)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self._kept: list[tuple[Tensor | None, Tensor | None]] = []
+
+    def add(self, job: Job) -> Positions | None:
+        """Describe a job; returns the results that the kernel will write, or None if there will be none."""
         parameters, logits, target = job.parameters, job.logits, job.target
         samples, classes, positions = logits.shape
-        is_double = logits.dtype is torch.float64
-        dtype = torch.float64 if is_double else torch.float32
-        self._completes = job.completes_positions
-        count = samples * positions if self._completes else 0
+        logits_type, target_type = logits.dtype, target.dtype
+        completes = job.class_start + classes == parameters.class_count
+        count = samples * positions if completes else 0
         # new_empty, because torch.empty(..., dtype=...) takes half as long again: a tenth of a small job.
-        self.loss = (_DOUBLE if is_double else _FLOAT).new_empty(count)
-        self.target_weight = _DOUBLE.new_empty(count)
-        self.outputs = _empty_outputs(parameters, count, dtype) if parameters.outputs else {}
-        weight, factors = parameters.weight, _factors(parameters, logits.dtype, target.dtype)
-        state = _state(job)
-        # Kept while the kernel runs: what the conversions above made has no other owner.
-        self._kept = (factors, state)
-        self.description = _DESCRIPTION.pack(
+        loss = (_DOUBLE if logits_type is torch.float64 else _FLOAT).new_empty(count)
+        target_weight = _DOUBLE.new_empty(count)
+        outputs = _empty_outputs(parameters, count, loss.dtype) if parameters.outputs else {}
+        weight = parameters.weight
+        factors = None if weight is None else _factors(weight, logits_type, target_type)
+        state = None if job.partial is None else _state(job)
+        _DESCRIPTION.pack_into(
+            self._memory,
+            len(self._kept) * _DESCRIPTION.size,
             logits.data_ptr(),
             target.data_ptr(),
             0 if weight is None else weight.data_ptr(),
             0 if factors is None else factors.data_ptr(),
             0 if state is None else state.data_ptr(),
-            self.loss.data_ptr(),
-            self.target_weight.data_ptr(),
-            *_addresses(self.outputs),
+            loss.data_ptr(),
+            target_weight.data_ptr(),
+            *(_addresses(outputs) if outputs else _NO_ADDRESSES),
             samples,
             classes,
             positions,
@@ -138,22 +163,30 @@ class _Call:
             job.position_start,
             parameters.ignore_index,
             parameters.top_k,
-            _ELEMENTS[logits.dtype],
-            _ELEMENTS[target.dtype] if parameters.target_is_probabilities else 0,
+            _ELEMENTS[logits_type],
+            _ELEMENTS[target_type] if parameters.target_is_probabilities else 0,
             0 if weight is None else _ELEMENTS[weight.dtype],
             parameters.target_is_probabilities,
             _wanted(parameters.outputs) if parameters.outputs else 0,
             parameters.label_smoothing,
             0,
         )
-
-    def positions(self, counted: int) -> Positions | None:
-        """The results, once the kernel has written them."""
-        if not self._completes:
+        # Kept while the kernel runs: what was converted above has no other owner.
+        self._kept.append((factors, state))
+        if not completes:
             return None
-        if "loss" in self.outputs:
-            self.outputs["loss"] = self.loss
-        return Positions(self.loss, self.target_weight, counted, self.outputs)
+        if "loss" in outputs:
+            outputs["loss"] = loss
+        return Positions(loss, target_weight, 0, outputs)
+
+    def counted(self, place: int) -> int:
+        """How many positions of a job are not ignored, once the kernel has run."""
+        [counted] = _COUNTED.unpack_from(self._memory, place * _DESCRIPTION.size + _COUNTED_OFFSET)
+        return int(counted)
+
+    def clear(self) -> None:
+        """Forget the jobs."""
+        self._kept.clear()
 
 
 def _empty_outputs(parameters: Parameters, count: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -165,8 +198,6 @@ _NO_ADDRESSES: Final = (0,) * len(_OUTPUTS)
 
 def _addresses(outputs: dict[str, Tensor]) -> tuple[int, ...]:
     """Where each output goes, in the order of job.h; 0 for those that nobody asked for."""
-    if not outputs:
-        return _NO_ADDRESSES
     return tuple(outputs[name].data_ptr() if name in outputs else 0 for name in _OUTPUTS)
 
 
@@ -177,17 +208,14 @@ def _wanted(outputs: frozenset[str]) -> int:
     return needs_largest + 2 * ("entropy" in outputs) + 4 * needs_rank
 
 
-def _factors(parameters: Parameters, logits: torch.dtype, target: torch.dtype) -> Tensor | None:
+def _factors(weight: Tensor, logits: torch.dtype, target: torch.dtype) -> Tensor:
     """The class weights in the type that is computed with."""
-    if parameters.weight is None:
-        return None
-    return parameters.weight.to(torch.float64 if torch.float64 in (logits, target) else torch.float32)
+    return weight.to(torch.float64 if torch.float64 in (logits, target) else torch.float32)
 
 
-def _state(job: Job) -> Tensor | None:
+def _state(job: Job) -> Tensor:
     """Memory for what the kernel keeps between the parts of a sample."""
-    if job.partial is None:
-        return None
+    assert job.partial is not None
     if job.partial.state is None:
         byte_count = job.parameters.positions_per_sample * _STATE_BYTES_PER_POSITION
         job.partial.state = torch.empty(byte_count, dtype=torch.uint8)

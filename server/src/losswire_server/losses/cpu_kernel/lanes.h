@@ -14,6 +14,9 @@
 #include <immintrin.h>
 #endif
 
+// For what must see its callers' registers.
+#define LOSSWIRE_INLINE __attribute__((always_inline)) inline
+
 namespace losswire {
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
@@ -108,29 +111,22 @@ inline Vector<double> multiply_add(Vector<double> a, Vector<double> b, Vector<do
 #endif
 }
 
-// Whether a > b in any lane; false in those with a NaN.
-inline bool any_greater(Vector<float> a, Vector<float> b) {
+// Whether a comparison holds in any lane.
+template <class A> inline bool any_lane(Mask<A> mask) {
 #if LOSSWIRE_AVX512
-    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
 #elif LOSSWIRE_AVX2
-    return _mm256_movemask_ps((__m256)(a > b)) != 0;
+    return _mm256_movemask_epi8((__m256i)mask) != 0;
 #else
-    Mask<float> mask = a > b;
-    return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
-#endif
-}
-inline bool any_greater(Vector<double> a, Vector<double> b) {
-#if LOSSWIRE_AVX512
-    return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GT_OQ) != 0;
-#elif LOSSWIRE_AVX2
-    return _mm256_movemask_pd((__m256d)(a > b)) != 0;
-#else
-    Mask<double> mask = a > b;
-    return (mask[0] | mask[1]) != 0;
+    Vector<int64_t> halves = (Vector<int64_t>)mask;
+    return (halves[0] | halves[1]) != 0;
 #endif
 }
 
-// Largest power of two of lanes added pairwise, in an order that only the number of lanes determines.
+// Whether a > b in any lane; false in those with a NaN.
+template <class A> inline bool any_greater(Vector<A> a, Vector<A> b) { return any_lane<A>(a > b); }
+
+// The upper half of the lanes is added to the lower one until one lane remains.
 template <class A> inline A sum_of_lanes(Vector<A> vector) {
     A lanes[kLanes<A>];
     write_vector(lanes, vector);
@@ -139,6 +135,7 @@ template <class A> inline A sum_of_lanes(Vector<A> vector) {
     return lanes[0];
 }
 
+// Some lane's value, or NaN, where a lane is NaN.
 template <class A> inline A largest_of_lanes(Vector<A> vector) {
     A lanes[kLanes<A>];
     write_vector(lanes, vector);
@@ -150,12 +147,49 @@ template <class A> inline A largest_of_lanes(Vector<A> vector) {
 
 // The sum of both halves of a vector, in double precision.
 inline Vector<double> widened(Vector<float> vector) {
+#if LOSSWIRE_AVX512
+    __m512 v = (__m512)vector;
+    return (Vector<double>)(
+        _mm512_cvtps_pd(_mm512_castps512_ps256(v)) + _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1))
+    );
+#elif LOSSWIRE_AVX2
+    __m256 v = (__m256)vector;
+    return (Vector<double>)(_mm256_cvtps_pd(_mm256_castps256_ps128(v)) + _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)));
+#else
     typedef float HalfVector __attribute__((vector_size(kVectorBytes / 2)));
     HalfVector halves[2];
     std::memcpy(halves, &vector, sizeof vector);
     return __builtin_convertvector(halves[0], Vector<double>) + __builtin_convertvector(halves[1], Vector<double>);
+#endif
 }
 inline Vector<double> widened(Vector<double> vector) { return vector; }
+
+#if LOSSWIRE_AVX512
+// GCC takes the halves of registers by way of memory, which costs a short row more than its elements do.
+template <> inline double sum_of_lanes<double>(Vector<double> vector) {
+    __m256d quarters = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)vector), _mm512_extractf64x4_pd((__m512d)vector, 1));
+    __m128d pair = _mm_add_pd(_mm256_castpd256_pd128(quarters), _mm256_extractf128_pd(quarters, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(pair, _mm_unpackhi_pd(pair, pair)));
+}
+template <> inline float largest_of_lanes<float>(Vector<float> vector) {
+    __m512 v = (__m512)vector;
+    __m256 half = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 quarter = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    quarter = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
+    return _mm_cvtss_f32(_mm_max_ss(quarter, _mm_movehdup_ps(quarter)));
+}
+#elif LOSSWIRE_AVX2
+template <> inline double sum_of_lanes<double>(Vector<double> vector) {
+    __m128d pair = _mm_add_pd(_mm256_castpd256_pd128((__m256d)vector), _mm256_extractf128_pd((__m256d)vector, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(pair, _mm_unpackhi_pd(pair, pair)));
+}
+template <> inline float largest_of_lanes<float>(Vector<float> vector) {
+    __m256 v = (__m256)vector;
+    __m128 quarter = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    quarter = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
+    return _mm_cvtss_f32(_mm_max_ss(quarter, _mm_movehdup_ps(quarter)));
+}
+#endif
 
 typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
 typedef uint32_t WordBits __attribute__((vector_size(kVectorBytes)));
@@ -200,22 +234,38 @@ template <class X> inline Vector<Arithmetic<X>> load(const char* address) {
     }
 }
 
-// The first `count` elements from an address, 0 in the other lanes. Nothing behind them is read.
-template <class X> inline Vector<Arithmetic<X>> load_part(const char* address, int count) {
+// The first `count` elements from an address, `rest` in the other lanes: none for a count below 1, all for one of the
+// lanes or more. Nothing behind them is read.
+template <class X> LOSSWIRE_INLINE Vector<Arithmetic<X>> load_first(const char* address, int count, Arithmetic<X> rest) {
+    using A = Arithmetic<X>;
+    const Mask<A> is_element = lane_numbers<A>() < Integer<A>(count);
 #if LOSSWIRE_AVX512
+    const uint32_t bits = count >= kLanes<A> ? 0xffff : count > 0 ? (1u << count) - 1 : 0;
     if constexpr (std::is_same_v<X, float>) {
-        return (Vector<float>)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), address);
+        return (Vector<float>)_mm512_mask_loadu_ps(_mm512_set1_ps(rest), __mmask16(bits), address);
     } else if constexpr (std::is_same_v<X, double>) {
-        return (Vector<double>)_mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), address);
+        return (Vector<double>)_mm512_mask_loadu_pd(_mm512_set1_pd(rest), __mmask8(bits), address);
     } else {
-        HalfBits bits = (HalfBits)_mm256_maskz_loadu_epi16(__mmask16((1u << count) - 1), address);
-        if constexpr (std::is_same_v<X, Half>) return from_half(bits);
-        return from_bfloat16(bits);
+        HalfBits elements = (HalfBits)_mm256_maskz_loadu_epi16(__mmask16(bits), address);
+        Vector<float> values = std::is_same_v<X, Half> ? from_half(elements) : from_bfloat16(elements);
+        return is_element ? values : broadcast(rest);
     }
 #else
+    if (count >= kLanes<A>) return load<X>(address);
+    if (count <= 0) return broadcast(rest);
+#if LOSSWIRE_AVX2
+    if constexpr (std::is_same_v<X, float>) {
+        Vector<float> values = (Vector<float>)_mm256_maskload_ps(reinterpret_cast<const float*>(address), (__m256i)is_element);
+        return is_element ? values : broadcast(rest);
+    } else if constexpr (std::is_same_v<X, double>) {
+        Vector<double> values =
+            (Vector<double>)_mm256_maskload_pd(reinterpret_cast<const double*>(address), (__m256i)is_element);
+        return is_element ? values : broadcast(rest);
+    }
+#endif
     char buffer[kVectorBytes] = {};
     std::memcpy(buffer, address, size_t(count) * sizeof(X));
-    return load<X>(buffer);
+    return is_element ? load<X>(buffer) : broadcast(rest);
 #endif
 }
 
@@ -235,6 +285,6 @@ template <class X> inline Arithmetic<X> load_one(const char* address) {
 }
 
 // Brings a line to the second-level cache: the first-level one has too few misses in flight to wait for memory.
-inline void prefetch(const char* address) { __builtin_prefetch(address, 0, 2); }
+LOSSWIRE_INLINE void prefetch(const char* address) { __builtin_prefetch(address, 0, 2); }
 
 }  // namespace losswire

@@ -145,7 +145,7 @@ template <class X, Factors F, bool kExtras> class PlaneReducer {
             y[k] = x[k] - sums_.reference;
             most = larger(y[k], most);  // keeps `most` where y is NaN
         }
-        if (__builtin_expect(any_greater(most, broadcast(A(kSlack))), 0)) {
+        if (__builtin_expect(any_greater<A>(most, broadcast(A(kSlack))), 0)) {
             for (int k = 0; k < 4; ++k) add_one(c + k);
         } else {
             for (int k = 0; k < 4; ++k) add(c + k, x[k], y[k]);
@@ -154,7 +154,7 @@ template <class X, Factors F, bool kExtras> class PlaneReducer {
 
     void add_one(int64_t c) {
         Vector<A> x = logits(c), y = x - sums_.reference;
-        if (any_greater(y, broadcast(A(kSlack)))) {
+        if (any_greater<A>(y, broadcast(A(kSlack)))) {
             raise(x, y > A(kSlack));
             y = x - sums_.reference;
         }
@@ -162,7 +162,7 @@ template <class X, Factors F, bool kExtras> class PlaneReducer {
     }
 
     // Refers the sums of some lanes to the logits x. Inlined for the same reason.
-    __attribute__((always_inline)) void raise(Vector<A> x, Mask<A> which) {
+    LOSSWIRE_INLINE void raise(Vector<A> x, Mask<A> which) {
         Vector<A> rise = x - sums_.reference, decay = exponential(-rise);
         if constexpr (F != Factors::kNone) {
             Vector<A> factor_sum = sums_.factor_sum.total();

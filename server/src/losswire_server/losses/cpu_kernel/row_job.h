@@ -16,9 +16,8 @@ class RowJob {
             using X = TypeIn<decltype(type)>;
             return with_factors(factors_of(job), [&](auto factors) {
                 return with_flag(job.wants(kEntropy), [&](auto entropy) -> Reduce {
-                    return [](const Stretch& stretch, char* scratch) {
-                        auto* values = reinterpret_cast<Arithmetic<X>*>(scratch);
-                        return SegmentSums<X, decltype(factors)::value, decltype(entropy)::value>(stretch).reduce(values);
+                    return [](const RowJob& job, int64_t row, int64_t segment) {
+                        return job.reduce<X, decltype(factors)::value, decltype(entropy)::value>(row, segment);
                     };
                 });
             });
@@ -27,7 +26,7 @@ class RowJob {
 
     int64_t segments_per_row() const { return (job_.classes + kMaxSegmentClasses - 1) / kMaxSegmentClasses; }
 
-    Sums segment(int64_t row, int64_t segment) const { return reduce(row, segment, 2 * kMaxSegmentClasses); }
+    Sums segment(int64_t row, int64_t segment) const { return reduce_(*this, row, segment); }
 
     Sums start() const { return job_.is_double() ? no_sums<double>() : no_sums<float>(); }
 
@@ -38,40 +37,34 @@ class RowJob {
 
     // Evaluates whole rows: some side by side where they share factors, which then come from the first-level cache.
     void evaluate(int64_t first, int64_t end, Results& results) const {
+        const int64_t segments = segments_per_row(), most_abreast = job_.factors && segments > 1 ? kRowsAbreast : 1;
         for (int64_t row = first, next; row < end; row = next) {
-            next = std::min(end, row + (job_.factors ? kRowsAbreast : 1));
+            next = std::min(end, row + most_abreast);
             Sums sums[kRowsAbreast];
-            std::fill(sums, sums + kRowsAbreast, start());
-            int64_t abreast = next - row, steps = abreast * segments_per_row();
-            auto place = [&](int64_t step) {
-                return (row + step % abreast) * job_.classes + step / abreast * kMaxSegmentClasses;
-            };
-            for (int64_t i = 0; i < steps; ++i) {
-                int64_t ahead = (i + 2 < steps ? place(i + 2) : next * job_.classes) - place(i);
-                fold_next(sums[i % abreast], reduce(row + i % abreast, i / abreast, ahead));
-            }
-            for (int64_t i = 0; i < abreast; ++i) results.add(row + i, sums[i]);
+            for (int64_t i = row; i < next; ++i) sums[i - row] = reduce_(*this, i, 0);
+            for (int64_t segment = 1; segment < segments; ++segment)
+                for (int64_t i = row; i < next; ++i) fold_next(sums[i - row], reduce_(*this, i, segment));
+            for (int64_t i = row; i < next; ++i) results.add(i, sums[i - row]);
         }
     }
 
   private:
-    using Reduce = Sums (*)(const Stretch&, char*);
+    using Reduce = Sums (*)(const RowJob&, int64_t, int64_t);
     static constexpr int64_t kRowsAbreast = 4;
 
-    Sums reduce(int64_t row, int64_t segment, int64_t ahead) const {
+    template <class X, Factors F, bool kEntropy> Sums reduce(int64_t row, int64_t segment) const {
         Stretch stretch = stretch_of(row, segment);
-        stretch.ahead = ahead;
-        alignas(64) char scratch[kMaxSegmentClasses * sizeof(double)];
-        Sums sums = reduce_(stretch, scratch);
-        with_type(type_, [&](auto type) { add_target<TypeIn<decltype(type)>>(sums, stretch, row); });
+        Sums sums = sums_of<X, F, kEntropy>(stretch);
+        add_target<X>(sums, stretch, row);
         return sums;
     }
 
-    Stretch stretch_of(int64_t row, int64_t segment) const {
+    LOSSWIRE_INLINE Stretch stretch_of(int64_t row, int64_t segment) const {
         int64_t start = segment * kMaxSegmentClasses, first = row * job_.classes + start;
         Stretch stretch{};
         stretch.classes = std::min(kMaxSegmentClasses, job_.classes - start);
         stretch.first_class = job_.class_start + start;
+        stretch.wants_largest = job_.wants(kLargest);
         stretch.label_smoothing = job_.label_smoothing;
         stretch.smoothing_share = job_.label_smoothing / double(job_.class_count);
         if (job_.factors) stretch.factors = job_.factors + stretch.first_class * (job_.is_double() ? 8 : 4);
@@ -81,7 +74,7 @@ class RowJob {
         return stretch;
     }
 
-    void convert(Stretch& stretch, int64_t first) const {
+    __attribute__((noinline)) void convert(Stretch& stretch, int64_t first) const {
         static thread_local double buffers[2][kMaxSegmentClasses];
         auto convert_both = [&](auto to) {
             using A = TypeIn<decltype(to)>;
@@ -94,7 +87,7 @@ class RowJob {
         job_.is_double() ? convert_both(Type<double>{}) : convert_both(Type<float>{});
     }
 
-    template <class X> void add_target(Sums& sums, const Stretch& stretch, int64_t row) const {
+    template <class X> LOSSWIRE_INLINE void add_target(Sums& sums, const Stretch& stretch, int64_t row) const {
         if (job_.wants(kLargest)) add_argmax<X>(sums, stretch);
         if (job_.is_probabilities) return;
         int64_t label = job_.label(row), place = label - stretch.first_class;
