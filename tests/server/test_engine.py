@@ -17,7 +17,7 @@ from losswire_server import engine as engine_module
 from losswire_server.engine import MAX_BATCH_BYTES, Caller, Engine, Task
 from losswire_server.errors import DeadlinePassedError, InternalError
 from losswire_server.losses.cross_entropy import Backend
-from losswire_server.losses.job import Job, Parameters, Positions
+from losswire_server.losses.job import Job, Layout, Parameters, Positions
 from losswire_server.losses.reference import Reference
 from losswire_server.metrics import Metrics
 
@@ -36,6 +36,10 @@ class SpyBackend:
         self.inline_bytes = inline_bytes
         self.launches: list[list[Job]] = []
         self._answer = answer
+
+    def in_place(self, layout: Layout) -> None:
+
+        pass
 
     def evaluate(self, jobs: Sequence[Job]) -> list[Outcome]:
         self.launches.append(list(jobs))
@@ -127,6 +131,9 @@ def test_a_failure_of_the_whole_backend_reaches_every_caller_as_internal_and_the
 
 def test_a_backend_that_gives_too_few_outcomes_fails_its_callers_and_not_the_engine() -> None:
     class Forgetful(SpyBackend):
+        def in_place(self, layout: Layout) -> None:
+            pass
+
         def evaluate(self, jobs: Sequence[Job]) -> list[Outcome]:
             return super().evaluate(jobs)[1:]
 

@@ -29,7 +29,7 @@ from losswire.v1 import (
 )
 from losswire_server.errors import InternalError, ServiceError
 from losswire_server.local import InProcessServer
-from losswire_server.losses.job import Job, Positions
+from losswire_server.losses.job import Job, Layout, Positions
 
 LOGITS = np.array([[1.0, 2.0, 3.0], [0.5, 5.0, 1.0]], dtype=np.float32)
 LABELS = np.array([0, 1])
@@ -162,6 +162,10 @@ def test_an_error_has_what_the_network_would_carry(
 class Broken:
     name, inline_bytes = "broken", 0
 
+    def in_place(self, layout: Layout) -> None:
+
+        pass
+
     def evaluate(self, jobs: Sequence[Job]) -> list[Positions | Exception | None]:
         return [RuntimeError("secret") for _ in jobs]
 
@@ -180,6 +184,10 @@ def test_threads_take_turns_with_the_backend(server: InProcessServer) -> None:
 
     class Watched:
         name, inline_bytes = "watched", 0
+
+        def in_place(self, layout: Layout) -> None:
+
+            pass
 
         def evaluate(self, jobs: Sequence[Job]) -> list[Positions | Exception | None]:
             most.append(inside.acquire(blocking=False))

@@ -11,6 +11,7 @@ import pytest
 from losswire.v1 import CrossEntropyOptions, DataType, EvaluateRequest, Output, Reduction, Tensor
 from losswire_server.errors import InvalidRequestError
 from losswire_server.frames import decode_request
+from losswire_server.losses.job import InPlace, Layout
 from losswire_server.requests import MAX_KNOWN, MAX_SURROUNDING_BYTES, KnownRequests, WholeRequest, check_whole
 
 RANDOM = np.random.default_rng(0)
@@ -30,6 +31,15 @@ def message(
         weight_digest=digest,
         options=CrossEntropyOptions(**options),
     ).SerializeToString()
+
+
+def known_requests() -> KnownRequests:
+    return KnownRequests(lambda layout: None)
+
+
+def found_request(known: KnownRequests, data: bytes) -> WholeRequest | None:
+    kind = known.find(data)
+    return None if kind is None else kind.request(data)
 
 
 def learn(known: KnownRequests, data: bytes) -> WholeRequest:
@@ -57,18 +67,18 @@ def contents(request: WholeRequest) -> tuple[object, ...]:
     ids=str,
 )
 def test_a_request_of_a_known_kind_is_what_parsing_it_gives(kind: dict[str, Any]) -> None:
-    known = KnownRequests()
+    known = known_requests()
     first, second = message(**kind), message(**kind)
     assert first != second
     assert known.find(first) is None
     assert contents(learn(known, first)) == contents(parsed(first))
-    found = known.find(second)
+    found = found_request(known, second)
     assert found is not None
     assert contents(found) == contents(parsed(second))
 
 
 def test_a_byte_outside_the_tensors_makes_another_kind() -> None:
-    known, data = KnownRequests(), message(label_smoothing=0.25)
+    known, data = known_requests(), message(label_smoothing=0.25)
     request = learn(known, data)
     inside = {
         id(place): slice(start, start + len(place))
@@ -82,7 +92,7 @@ def test_a_byte_outside_the_tensors_makes_another_kind() -> None:
 
 
 def test_shorter_longer_and_empty_messages_are_unknown() -> None:
-    known, data = KnownRequests(), message()
+    known, data = known_requests(), message()
     learn(known, data)
     assert [known.find(other) for other in (b"", data[:-1], data + b"\0")] == [None] * 3
 
@@ -94,15 +104,15 @@ def test_fields_in_any_order_are_recognised() -> None:
         for field in {"options", "class_indices", "logits"} - {kept}:
             part.ClearField(field)
     reordered = b"".join(part.SerializeToString() for part in parts)
-    known = KnownRequests()
+    known = known_requests()
     learn(known, reordered)
-    found = known.find(reordered)
+    found = found_request(known, reordered)
     assert found is not None
     assert contents(found) == contents(parsed(data))
 
 
 def test_requests_with_an_empty_tensor_are_parsed_each_time() -> None:
-    known = KnownRequests()
+    known = known_requests()
     data = EvaluateRequest(
         logits=Tensor(shape=(0, 5), dtype=DataType.DATA_TYPE_FLOAT32),
         class_indices=Tensor(shape=(0,), dtype=DataType.DATA_TYPE_INT64),
@@ -112,7 +122,7 @@ def test_requests_with_an_empty_tensor_are_parsed_each_time() -> None:
 
 
 def test_what_is_refused_is_not_remembered() -> None:
-    known, data = KnownRequests(), message(label_smoothing=2.0)
+    known, data = known_requests(), message(label_smoothing=2.0)
     for _ in range(2):
         with pytest.raises(InvalidRequestError):
             learn(known, data)
@@ -120,7 +130,7 @@ def test_what_is_refused_is_not_remembered() -> None:
 
 
 def test_long_surroundings_and_more_kinds_than_the_limit_are_forgotten() -> None:
-    known = KnownRequests()
+    known = known_requests()
     unknown_field = b"\xfa\x7f" + b"\x81\x08" + bytes(MAX_SURROUNDING_BYTES + 1)
     long = message() + unknown_field
     learn(known, long)
@@ -132,13 +142,13 @@ def test_long_surroundings_and_more_kinds_than_the_limit_are_forgotten() -> None
 
 
 def test_random_messages_are_found_only_where_parsing_agrees() -> None:
-    chance, known = random.Random(0), KnownRequests()
+    chance, known = random.Random(0), known_requests()
     for _ in range(2000):
         data = bytearray(message(chance.randint(1, 3), chance.randint(1, 3), label_smoothing=chance.choice([0.0, 0.5])))
         if chance.random() < 0.5:
             data[chance.randrange(len(data))] = chance.randrange(256)
         sent = bytes(data)
-        found = known.find(sent)
+        found = found_request(known, sent)
         try:
             expected = parsed(sent)
         except InvalidRequestError:
@@ -148,3 +158,23 @@ def test_random_messages_are_found_only_where_parsing_agrees() -> None:
             learn(known, sent)
         else:
             assert contents(found) == contents(expected)
+
+
+def test_only_kinds_without_weight_and_outputs_are_evaluated_in_place() -> None:
+    asked: list[Layout] = []
+
+    def in_place(layout: Layout) -> InPlace:
+        asked.append(layout)
+        return lambda message: None
+
+    known = KnownRequests(in_place)
+    plain, others = message(), [message(weighted=True), message(digest=bytes(32)), message(reduction=1)]
+    others.append(message(outputs=[Output.OUTPUT_ENTROPY]))
+    for data in (plain, *others):
+        learn(known, data)
+    assert len(asked) == 1
+    layout = asked[0]
+    assert plain[layout.logits_start :].startswith(parsed(plain).logits)
+    assert plain[layout.target_start :].startswith(parsed(plain).target)
+    kinds = [known.find(data) for data in (plain, *others)]
+    assert [kind is not None and kind.in_place is not None for kind in kinds] == [True, *[False] * 4]

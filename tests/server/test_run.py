@@ -31,7 +31,7 @@ from losswire_server.call import Lobby
 from losswire_server.engine import Engine, Task
 from losswire_server.errors import DeadlinePassedError
 from losswire_server.framed import FramedEvaluation
-from losswire_server.losses.job import Positions
+from losswire_server.losses.job import Layout, Positions
 from losswire_server.losses.reference import Reference
 from losswire_server.run import Run
 from losswire_server.servicer import Servicer
@@ -47,6 +47,9 @@ class HeldEngine:
     def __init__(self) -> None:
         self.tasks: list[Task] = []
         self._backend = Reference(torch.device("cpu"))
+
+    def in_place(self, layout: Layout) -> None:
+        pass
 
     def evaluate_inline(self, task: Task) -> bool:
         return False

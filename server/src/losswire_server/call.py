@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
@@ -23,6 +24,7 @@ from losswire_server.errors import (
     ServiceError,
 )
 from losswire_server.metrics import Metrics
+from losswire_server.waits import Waits
 
 ABORT_TIMEOUT_S: Final = 1.0
 """How long a status may take to be written. gRPC writes in order, so one message that nobody reads holds it up."""
@@ -38,22 +40,23 @@ class Lobby:
 
     Attributes:
         draining: Set once the server takes no new evaluations.
-        idle: Timeouts of the streams that wait between two evaluations, which draining ends early.
+        inflight: Number of calls in progress.
+        transfers: Waits for messages to come or go within an evaluation.
+        idle: Waits of streams between two evaluations, which draining ends.
     """
 
     config: Config
     metrics: Metrics
     budget: ByteBudget
     draining: bool = False
-    idle: set[asyncio.Timeout] = field(default_factory=set)
+    inflight: int = 0
+    transfers: Waits = field(default_factory=Waits)
+    idle: Waits = field(default_factory=Waits)
 
     def drain(self) -> None:
         """Take no new evaluations, and end the streams that wait for one."""
         self.draining = True
-        for timeout in self.idle:
-            # One that passed in this very step cannot be moved any more, and need not be.
-            if not timeout.expired():
-                timeout.reschedule(0)
+        self.idle.end()
 
 
 class Call:
@@ -111,7 +114,7 @@ class Call:
         asked_at = time.monotonic()
         await self.reservation.resize(held_bytes + MESSAGE_BYTES)
         self._admit_s += time.monotonic() - asked_at
-        message = await self._in_time(self._context.read())
+        message = await self._in_time(self._context.read)
         return await self._received(message, held_bytes)
 
     async def receive_between_evaluations(self) -> bytes | None:
@@ -124,17 +127,15 @@ class Call:
             BodyTimeoutError: if nothing came for `idle_timeout_s`.
         """
         await self.reservation.resize(0)
-        timeout = asyncio.timeout(0 if self.lobby.draining else self.lobby.config.idle_timeout_s)
-        self.lobby.idle.add(timeout)
+        if self.lobby.draining:
+            raise DrainingError
+        idle_timeout_s = self.lobby.config.idle_timeout_s
         try:
-            async with timeout:
-                message = await self._context.read()
+            message = await self.lobby.idle.until(time.monotonic() + idle_timeout_s, self._context.read)
         except TimeoutError:
             if self.lobby.draining:
                 raise DrainingError from None
-            raise BodyTimeoutError(self.lobby.config.idle_timeout_s) from None
-        finally:
-            self.lobby.idle.discard(timeout)
+            raise BodyTimeoutError(idle_timeout_s) from None
         self.began_at = time.monotonic()
         return await self._received(message, 0)
 
@@ -144,7 +145,8 @@ class Call:
             return None
         assert isinstance(message, bytes)
         await self.reservation.resize(held_bytes + len(message))
-        self.lobby.metrics.received_bytes[self.method].inc(len(message))
+        metrics = self.lobby.metrics
+        metrics.ledger.note(metrics.received_bytes[self.method].inc, len(message))
         return message
 
     async def hold(self, byte_count: int) -> None:
@@ -164,14 +166,14 @@ class Call:
             BodyTimeoutError: if the caller took nothing for too long.
             DeadlinePassedError: if its deadline, or the default one, passed meanwhile.
         """
-        await self._in_time(self._context.write(message))
-        self.lobby.metrics.sent_bytes[self.method].inc(len(message))
+        await self._in_time(partial(self._context.write, message))
+        metrics = self.lobby.metrics
+        metrics.ledger.note(metrics.sent_bytes[self.method].inc, len(message))
 
-    async def _in_time(self, transfer: Awaitable[_T]) -> _T:
+    async def _in_time(self, start: Callable[[], Awaitable[_T]]) -> _T:
         body_timeout_s, deadline = self.lobby.config.body_timeout_s, self.caller.deadline
         try:
-            async with asyncio.timeout(min(body_timeout_s, deadline - time.monotonic())):
-                return await transfer
+            return await self.lobby.transfers.until(min(time.monotonic() + body_timeout_s, deadline), start)
         except TimeoutError:
             # A caller that sends a little now and then keeps within the body timeout for ever.
             if deadline <= time.monotonic():
@@ -181,8 +183,8 @@ class Call:
     async def run(self, behaviour: Callable[[Call], Awaitable[bytes | None]]) -> bytes | None:
         """Run the call to its end: its reply, or a status from the table in `errors`."""
         code = grpc.StatusCode.OK
-        metrics = self.lobby.metrics
-        metrics.inflight_requests.inc()
+        lobby = self.lobby
+        lobby.inflight += 1
         try:
             return await behaviour(self)
         except ServiceError as error:
@@ -200,9 +202,9 @@ class Call:
         finally:
             self.caller.gone = True
             self.reservation.let_go()
-            metrics.inflight_requests.dec()
-            metrics.requests[self.method, code.name].inc()
-            metrics.request_duration[self.method].observe(time.monotonic() - self._arrived_at)
+            lobby.inflight -= 1
+            metrics = lobby.metrics
+            metrics.ledger.note(metrics.call_ended, self.method, code.name, time.monotonic() - self._arrived_at)
 
     async def _abort(self, error: ServiceError) -> NoReturn:
         if rejected := self.lobby.metrics.rejected.get(error.reason_name):

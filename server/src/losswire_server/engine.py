@@ -15,7 +15,7 @@ import structlog
 
 from losswire_server.errors import DeadlinePassedError, InternalError
 from losswire_server.losses.cross_entropy import Backend
-from losswire_server.losses.job import Job, Positions
+from losswire_server.losses.job import InPlace, Job, Layout, Positions
 from losswire_server.metrics import Metrics
 
 MAX_BATCH_BYTES: Final = 64 * 1024 * 1024
@@ -96,6 +96,10 @@ class Engine:
         self._metrics.queue_bytes.inc(task.byte_count)
         self._queue.put(task)
 
+    def in_place(self, layout: Layout) -> InPlace | None:
+        """The backend's way to evaluate small jobs of a layout, on the event loop; None where it has none."""
+        return self._backend.in_place(layout)
+
     def evaluate_inline(self, task: Task) -> bool:
         """Evaluate a task on this thread, before this returns, if the backend finds it small enough; whether it did.
 
@@ -150,8 +154,7 @@ class Engine:
         for task, outcome in zip(due, outcomes, strict=True):
             task.outcome = self._explain(task, outcome)
             task.compute_s = (finished_at - started_at) * (task.byte_count / byte_count if byte_count else 1 / len(due))
-        self._metrics.batch_jobs.observe(len(due))
-        self._metrics.batch_bytes.observe(byte_count)
+        self._metrics.ledger.note(self._metrics.batch_evaluated, len(due), byte_count)
 
     def _outcomes(self, tasks: Sequence[Task]) -> Sequence[Positions | Exception | None]:
         try:

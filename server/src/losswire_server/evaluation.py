@@ -15,9 +15,9 @@ import numpy as np
 
 from losswire.v1 import ErrorReason
 from losswire_server.errors import InvalidRequestError
-from losswire_server.losses.job import Job, Positions
+from losswire_server.losses.job import Job, JobSums, Positions
+from losswire_server.losses.sums import FixedOrderSum
 from losswire_server.plan import Plan
-from losswire_server.sums import FixedOrderSum
 from losswire_server.validation import check_probability_sums
 
 
@@ -79,30 +79,34 @@ class Evaluation(ABC):
             values.append(loss if name == "loss" else positions.outputs[name].numpy())
 
     def totals(self) -> Totals:
-        """The result, once every job is absorbed.
+        """The result, once every job is absorbed. Raises as `totals_of`."""
+        return totals_of(self.plan, JobSums(self._loss_sum.value(), self._weight_sum.value(), self._counted))
 
-        Raises:
-            InvalidRequestError: for a mean over no position, if the request asked for that.
-        """
-        loss_sum, weight_sum = self._loss_sum.value(), self._weight_sum.value()
-        ignored = self.plan.positions - self._counted
-        return Totals(self._reduce(loss_sum, weight_sum), loss_sum, weight_sum, self._counted, ignored)
 
-    def _reduce(self, loss_sum: float, weight_sum: float) -> float | None:
-        if self.plan.reduction == "none":
-            return None
-        if self.plan.reduction == "sum":
-            return loss_sum
-        if self._counted == 0 and self.plan.empty_mean == "zero":
-            return 0.0
-        if self._counted == 0 and self.plan.empty_mean == "error":
-            raise InvalidRequestError(
-                ErrorReason.ERROR_REASON_EMPTY_MEAN,
-                "target",
-                f"without a position that counts ({self.plan.positions} in all)",
-                "at least one for a mean, as empty_mean asks",
-            )
-        return _divide(loss_sum, weight_sum)
+def totals_of(plan: Plan, sums: JobSums) -> Totals:
+    """The result of a request, from the sums over all its positions.
+
+    Raises:
+        InvalidRequestError: for a mean over no position, if the request asked for that.
+    """
+    return Totals(_reduce(plan, sums), sums.loss_sum, sums.weight_sum, sums.counted, plan.positions - sums.counted)
+
+
+def _reduce(plan: Plan, sums: JobSums) -> float | None:
+    if plan.reduction == "none":
+        return None
+    if plan.reduction == "sum":
+        return sums.loss_sum
+    if sums.counted == 0 and plan.empty_mean == "zero":
+        return 0.0
+    if sums.counted == 0 and plan.empty_mean == "error":
+        raise InvalidRequestError(
+            ErrorReason.ERROR_REASON_EMPTY_MEAN,
+            "target",
+            f"without a position that counts ({plan.positions} in all)",
+            "at least one for a mean, as empty_mean asks",
+        )
+    return _divide(sums.loss_sum, sums.weight_sum)
 
 
 def _divide(numerator: float, denominator: float) -> float:

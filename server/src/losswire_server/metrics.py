@@ -6,6 +6,7 @@ a fixed set of values, all of which exist from the start, so that rates begin at
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import grpc
@@ -19,6 +20,8 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
+
+from losswire_server.ledger import Ledger
 
 METHODS: Final = ("Evaluate", "EvaluateStream", "PutTensor", "GetInfo")
 CODES: Final = tuple(code.name for code in grpc.StatusCode)
@@ -39,10 +42,15 @@ class Metrics:
 
     Args:
         registry: Where they are registered, together with those of the process, the platform and the garbage collector.
+
+    Attributes:
+        ledger: Takes the observations of the hot path.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        self.ledger = Ledger()
+        registry.register(self.ledger)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -99,6 +107,23 @@ class Metrics:
         self.ready = Gauge(
             "losswire_ready", "1 while the server accepts work, 0 before and while draining.", registry=registry
         )
+
+    def call_ended(self, method: str, code: str, duration_s: float) -> None:
+        """Count a call by its status."""
+        self.requests[method, code].inc()
+        self.request_duration[method].observe(duration_s)
+
+    def evaluated(self, stage_s: Sequence[float], counted: int, ignored: int) -> None:
+        """Count an evaluation: the seconds of its `STAGES`, and its positions."""
+        for histogram, seconds in zip(self.stage_duration.values(), stage_s, strict=True):
+            histogram.observe(seconds)
+        self.counted_positions.inc(counted)
+        self.ignored_positions.inc(ignored)
+
+    def batch_evaluated(self, jobs: int, byte_count: int) -> None:
+        """Count jobs that were evaluated together."""
+        self.batch_jobs.observe(jobs)
+        self.batch_bytes.observe(byte_count)
 
     def describe(self, build: dict[str, str], device: dict[str, str]) -> None:
         """Export what runs, and on what, as the labels of two constant series."""

@@ -64,10 +64,7 @@ class Run:
         """Export where the time went, and what was evaluated; once, when the reply is ready."""
         metrics = self.call.lobby.metrics
         self.seconds.reply = time.monotonic() - max(self._received_at, self._finished_at)
-        for stage, histogram in metrics.stage_duration.items():
-            histogram.observe(getattr(self.seconds, stage))
-        metrics.counted_positions.inc(totals.counted)
-        metrics.ignored_positions.inc(totals.ignored)
+        metrics.ledger.note(metrics.evaluated, self.seconds.by_stage(), totals.counted, totals.ignored)
 
     def _done(self, task: Task) -> None:
         self.call.reservation.let_go()

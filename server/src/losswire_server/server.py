@@ -151,6 +151,7 @@ class Server:
 
     def _serve_metrics(self) -> tuple[Callable[[], None], str]:
         metrics, budget = self._metrics, self._lobby.budget
+        metrics.inflight_requests.set_function(lambda: self._lobby.inflight)
         metrics.inflight_bytes.set_function(lambda: budget.used_bytes)
         metrics.waiting_requests.set_function(lambda: budget.waiting)
         metrics.stored_bytes.set_function(lambda: self._weights.used_bytes)

@@ -6,6 +6,7 @@ before it is admitted and nothing is decoded but by `frames` and `validation`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -17,11 +18,12 @@ from losswire_server import replies
 from losswire_server.call import Call, Lobby
 from losswire_server.engine import Engine
 from losswire_server.errors import TooLargeError
-from losswire_server.evaluation import Evaluation, Totals
+from losswire_server.evaluation import Evaluation, Totals, totals_of
 from losswire_server.framed import FramedEvaluation
 from losswire_server.frames import decode_chunk, decode_first_frame, decode_put_tensor, decode_request
 from losswire_server.plan import Plan
-from losswire_server.requests import KnownRequests
+from losswire_server.replies import StageSeconds
+from losswire_server.requests import Kind, KnownRequests
 from losswire_server.run import Run
 from losswire_server.validation import check_request, check_stored_tensor
 from losswire_server.weights import WeightStore
@@ -46,7 +48,7 @@ class Servicer:
     def __init__(self, lobby: Lobby, engine: Engine, weights: WeightStore, info: GetInfoResponse) -> None:
         self._lobby, self._engine, self._weights, self._info = lobby, engine, weights, info
         # Apart, for what is a request in the one may be another thing in the other.
-        self._known, self._known_frames = KnownRequests(), KnownRequests()
+        self._known, self._known_frames = KnownRequests(engine.in_place), KnownRequests(engine.in_place)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a `grpc.aio` server registers."""
@@ -69,13 +71,32 @@ class Servicer:
 
     async def _evaluate(self, call: Call) -> bytes:
         message = await call.receive() or b""
-        request = self._known.find(message) or self._known.learn(message, decode_request(memoryview(message)))
+        kind = self._known.find(message)
+        if kind is not None and (result := self._evaluate_in_place(call, kind, message)) is not None:
+            return replies.short_response(*result)
+        request = kind.request(message) if kind else self._known.learn(message, decode_request(memoryview(message)))
         self._check_reply_fits(request.plan)
         run = Run(call, self._engine, WholeEvaluation(request, self._weights))
         totals = await self._finish(run)
         reply = replies.response(run.evaluation, totals, run.seconds)
         run.observe(totals)
         return reply
+
+    def _evaluate_in_place(self, call: Call, kind: Kind, message: bytes) -> tuple[Totals, StageSeconds] | None:
+        """The result of a small request, at once; None where it must go the ordinary way, perhaps to be refused."""
+        if kind.in_place is None:
+            return None
+        received_at = time.monotonic()
+        sums = kind.in_place(message)
+        if sums is None:
+            return None
+        admit_s = call.take_admit_s()
+        seconds = StageSeconds(admit_s, received_at - call.began_at - admit_s, compute=time.monotonic() - received_at)
+        totals = totals_of(kind.plan, sums)
+        metrics = self._lobby.metrics
+        metrics.ledger.note(metrics.evaluated, seconds.by_stage(), totals.counted, totals.ignored)
+        metrics.ledger.note(metrics.batch_evaluated, 1, len(message))
+        return totals, seconds
 
     async def _evaluate_stream(self, call: Call) -> None:
         message = await call.receive()
@@ -85,7 +106,11 @@ class Servicer:
 
     async def _evaluate_from_stream(self, call: Call, message: bytes) -> None:
         call.begin_evaluation()
-        if (evaluation := self._begin(message)) is None:
+        kind = self._known_frames.find(message)
+        if kind is not None and (result := self._evaluate_in_place(call, kind, message)) is not None:
+            await call.send(replies.result_frame(*result))
+            return
+        if (evaluation := self._begin(kind, message)) is None:
             return
         run = Run(call, self._engine, evaluation)
         outputs = replies.OutputFrames(evaluation)
@@ -97,10 +122,10 @@ class Servicer:
             await call.send(reply)
         run.observe(totals)
 
-    def _begin(self, message: bytes) -> Evaluation | None:
+    def _begin(self, kind: Kind | None, message: bytes) -> Evaluation | None:
         """The evaluation that the first frame of a stream begins; None for an empty chunk, which may stand anywhere."""
-        if (whole := self._known_frames.find(message)) is not None:
-            return WholeEvaluation(whole, self._weights)
+        if kind is not None:
+            return WholeEvaluation(kind.request(message), self._weights)
         request = decode_first_frame(memoryview(message))
         if request is None:
             return None

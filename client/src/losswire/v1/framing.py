@@ -28,13 +28,26 @@ _MAX_REST_BYTES: Final = MESSAGE_BYTES - MESSAGE_PAYLOAD_BYTES
 _MAX_REST_FIELDS: Final = 256
 
 
+_ONE_BYTE: Final = [bytes((value,)) for value in range(0x80)]
+
+
 class MalformedMessageError(ValueError):
     """The bytes are no protobuf message, or one that no losswire client writes."""
 
 
 def field_head(number: int, byte_count: int) -> bytes:
     """The bytes that go before `byte_count` bytes to make them field `number` of a message."""
-    return _encode_varint(number << 3 | _LENGTH_DELIMITED) + _encode_varint(byte_count)
+    return encode_varint(number << 3 | _LENGTH_DELIMITED) + encode_varint(byte_count)
+
+
+def varint_head(number: int) -> bytes:
+    """The bytes that go before a varint to make it field `number` of a message."""
+    return encode_varint(number << 3 | _VARINT)
+
+
+def double_key(number: int) -> int:
+    """The byte that goes before a double to make it field `number`, at most 15, of a message."""
+    return number << 3 | _FIXED64
 
 
 def tensor_head(number: int, shape: Sequence[int], dtype: DataType, byte_count: int) -> bytes:
@@ -94,7 +107,10 @@ def split_message(message: memoryview, payload_fields: Collection[int]) -> tuple
     return b"".join(rest), payloads
 
 
-def _encode_varint(value: int) -> bytes:
+def encode_varint(value: int) -> bytes:
+    """A number >= 0 as protobuf writes it."""
+    if value <= 0x7F:
+        return _ONE_BYTE[value]
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

@@ -17,8 +17,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from losswire_server.losses.job import WHOLE_SAMPLE_OUTPUTS, Job, Parameters, Positions
+from losswire_server.losses.in_place import CpuInPlace
+from losswire_server.losses.job import WHOLE_SAMPLE_OUTPUTS, InPlace, Job, Layout, Parameters, Positions
 from losswire_server.losses.reference import Reference
+from losswire_server.losses.sums import GROUP
 
 INSTRUCTION_SETS: Final = ("avx512", "avx2", "portable")
 """What the kernel is compiled for, best first."""
@@ -77,6 +79,18 @@ class Cpu:
         self._spare = [_Descriptions(_SPARE_JOBS)]
         # The kernel takes logits with elements; what is left is a matter of definition, not of speed.
         self._reference = Reference(torch.device("cpu"))
+
+    def in_place(self, layout: Layout) -> InPlace | None:
+        """How to evaluate small jobs of one layout without making tensors of them; None where there is no such way."""
+        parameters = layout.parameters
+        positions = layout.samples * parameters.positions_per_sample
+        byte_count = positions * parameters.class_count * (layout.logits_dtype.itemsize + layout.target_dtype.itemsize)
+        if parameters.weight is not None or parameters.outputs or not 0 < positions <= GROUP:
+            return None
+        if not 0 < byte_count <= self.inline_bytes:
+            return None
+        evaluate = _load(self.instruction_set, ctypes.PyDLL).losswire_evaluate_in_place
+        return CpuInPlace(evaluate, layout, _describe(layout))
 
     def evaluate(self, jobs: Sequence[Job]) -> list[Positions | Exception | None]:
         """Evaluate each job: its results, None if it does not complete its positions, or what it raised."""
@@ -189,6 +203,24 @@ class _Descriptions:
         self._kept.clear()
 
 
+def _describe(layout: Layout) -> bytes:
+    """The job of a layout, without addresses."""
+    parameters = layout.parameters
+    classes, positions = parameters.class_count, parameters.positions_per_sample
+    return _DESCRIPTION.pack(
+        *(0,) * 16,
+        *(layout.samples, classes, positions, classes, positions),
+        *(0, 0, parameters.ignore_index, parameters.top_k),
+        _ELEMENTS[layout.logits_dtype],
+        _ELEMENTS[layout.target_dtype] if parameters.target_is_probabilities else 0,
+        0,
+        parameters.target_is_probabilities,
+        0,
+        parameters.label_smoothing,
+        0,
+    )
+
+
 def _empty_outputs(parameters: Parameters, count: int, dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: torch.empty(count, dtype=_OUTPUTS.get(name) or dtype) for name in parameters.outputs}
 
@@ -244,8 +276,11 @@ def _path(instruction_set: str) -> Path:
 
 
 @cache
-def _load(instruction_set: str) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_path(instruction_set)))
+def _load(instruction_set: str, kind: type[ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL:
+    """The compiled kernel. As a `ctypes.PyDLL` it makes other Python threads wait, which is right for small jobs."""
+    library = kind(str(_path(instruction_set)))
+    library.losswire_evaluate_in_place.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    library.losswire_evaluate_in_place.restype = ctypes.c_int
     library.losswire_evaluate.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
     library.losswire_evaluate.restype = ctypes.c_int
     library.losswire_supports.argtypes = [ctypes.c_char_p]

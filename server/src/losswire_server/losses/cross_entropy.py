@@ -10,7 +10,7 @@ import structlog
 import torch
 
 from losswire_server.losses.cpu import BackendMissingError, Cpu
-from losswire_server.losses.job import Job, Positions
+from losswire_server.losses.job import InPlace, Job, Layout, Positions
 from losswire_server.losses.reference import Reference
 
 BackendName = Literal["auto", "cpu", "reference"]
@@ -44,6 +44,13 @@ class Backend(Protocol):
         """Size of the jobs that any thread may have evaluated at any time, and that are done sooner than handed over.
 
         0 where there are none. The size is that of what is read and of the results.
+        """
+        ...
+
+    def in_place(self, layout: Layout) -> InPlace | None:
+        """How to evaluate small jobs of one layout without making tensors of them; None where there is no such way.
+
+        What it gives is bit for bit what `evaluate` gives. It may be called at any time, by one thread.
         """
         ...
 

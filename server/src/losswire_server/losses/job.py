@@ -14,8 +14,9 @@ gives the same bits however it was cut.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -125,3 +126,34 @@ class Positions:
     target_weight: torch.Tensor
     counted: int
     outputs: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Where the tensors of a job of whole samples stand in the messages that carry it.
+
+    Attributes:
+        parameters: Arguments of the evaluation.
+        samples: N.
+        logits_dtype, target_dtype: Element types; class indices may have any integer type of the service.
+        logits_start, target_start: Offsets in the message, in bytes.
+    """
+
+    parameters: Parameters
+    samples: int
+    logits_dtype: torch.dtype
+    target_dtype: torch.dtype
+    logits_start: int
+    target_start: int
+
+
+class JobSums(NamedTuple):
+    """Sums over the positions of a job: `sums.FixedOrderSum` of `Positions.loss` and `Positions.target_weight`."""
+
+    loss_sum: float
+    weight_sum: float
+    counted: int
+
+
+InPlace = Callable[[bytes], JobSums | None]
+"""Evaluates the job in a message of one layout; None where a class index is out of range. For one thread."""

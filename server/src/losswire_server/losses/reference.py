@@ -16,7 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from losswire_server.losses.job import WHOLE_SAMPLE_OUTPUTS, Job, Positions
+from losswire_server.losses.job import WHOLE_SAMPLE_OUTPUTS, Job, Layout, Positions
 from losswire_server.losses.running_sums import RunningSums
 from losswire_server.losses.tiles import Tile, cut
 
@@ -33,6 +33,9 @@ class Reference:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+
+    def in_place(self, layout: Layout) -> None:
+        """There is no such way."""
 
     def evaluate(self, jobs: Sequence[Job]) -> list[Positions | Exception | None]:
         """Evaluate each job: its results, None if it does not complete its positions, or what it raised."""

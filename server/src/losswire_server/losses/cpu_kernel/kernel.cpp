@@ -3,6 +3,7 @@
 #include <variant>
 #include <vector>
 
+#include "in_place.h"
 #include "plane_job.h"
 #include "pool.h"
 #include "row_job.h"
@@ -155,6 +156,16 @@ extern "C" __attribute__((visibility("default"))) int losswire_evaluate(losswire
     try {
         losswire::JobList(jobs, int(count), int(threads)).evaluate();
         return 0;
+    } catch (...) {
+        return 1;
+    }
+}
+
+// Evaluates the job in a message on this thread. Returns 0, 1 if out of memory, or 2 if a class index is out of range.
+extern "C" __attribute__((visibility("default"))) int losswire_evaluate_in_place(losswire::InPlace* call, const char* message) {
+    try {
+        auto evaluate = [](losswire::Job& job) { losswire::JobList(&job, 1, 1).evaluate(); };
+        return losswire::evaluate_in_place(*call, message, evaluate) ? 0 : 2;
     } catch (...) {
         return 1;
     }

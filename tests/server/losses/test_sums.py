@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from losswire_server.sums import GROUP, FixedOrderSum
+from losswire_server.losses.sums import GROUP, FixedOrderSum
 
 LENGTHS = [0, 1, GROUP - 1, GROUP, GROUP + 1, 3 * GROUP, 3 * GROUP + 17]
 

@@ -14,9 +14,9 @@ GROUP: Final = 4096
 class FixedOrderSum:
     """A float64 sum of a sequence that comes in pieces of any length.
 
-    The sequence is cut into groups of 4,096 by position, each group is summed pairwise, and the sums of the groups are
-    added exactly (Shewchuk, "Adaptive Precision Floating-Point Arithmetic", 1997, as `math.fsum`). So the pieces do not
-    show in the result, and its relative error stays near one rounding whatever the length.
+    The sequence is cut into groups of 4,096 by position, each group is summed as a tree (`tree_sums`), and the sums of
+    the groups are added exactly (Shewchuk, "Adaptive Precision Floating-Point Arithmetic", 1997, as `math.fsum`). So
+    the pieces do not show in the result, and its relative error stays near one rounding whatever the length.
 
     >>> total = FixedOrderSum()
     >>> total.add(np.array([1.0, 2.0])); total.add(np.array([0.5]))
@@ -38,7 +38,7 @@ class FixedOrderSum:
         values = self._joined()
         full = len(values) // GROUP * GROUP
         with np.errstate(all="ignore"):
-            self._groups.extend(values[:full].reshape(-1, GROUP).sum(axis=1))
+            self._groups.extend(tree_sums(values[:full].reshape(-1, GROUP)))
         # A copy, so that a few leftovers do not keep a whole block alive.
         self._pending = [values[full:].copy()]
         self._pending_count = len(values) - full
@@ -46,7 +46,7 @@ class FixedOrderSum:
     def value(self) -> float:
         """The sum so far; 0.0 of nothing."""
         with np.errstate(all="ignore"):
-            rest = float(np.add.reduce(self._joined()))
+            rest = float(tree_sums(self._joined()))
         if not self._groups:
             return rest
         terms = [*self._groups, rest]
@@ -57,3 +57,19 @@ class FixedOrderSum:
 
     def _joined(self) -> np.ndarray:
         return self._pending[0] if len(self._pending) == 1 else np.concatenate([np.empty(0), *self._pending])
+
+
+def tree_sums(values: np.ndarray) -> np.ndarray:
+    """Sums over the last axis, of n float64: the second half is added to the first until one is left.
+
+    n is rounded up to a power of two by zeros. Spelt out, because the order in which libraries add is their own affair
+    and changes between versions; `cpu_kernel/in_place.h` adds in the same order.
+    """
+    count = values.shape[-1]
+    size = 1 << max(0, count - 1).bit_length()
+    if size != count:
+        values = np.concatenate([values, np.zeros((*values.shape[:-1], size - count))], axis=-1)
+    while size > 1:
+        size //= 2
+        values = values[..., :size] + values[..., size:]
+    return values[..., 0]
