@@ -58,6 +58,8 @@ def test_a_watcher_is_told_of_every_change(health: HealthServer, channel: grpc.C
     assert next(watch).status == NOT_SERVING
     health.set_ready(True)
     assert next(watch).status == SERVING
+    # No change.
+    health.set_ready(True)
     health.set_ready(False)
     assert next(watch).status == NOT_SERVING
 

@@ -41,6 +41,7 @@ class HealthServer:
     def __init__(self, address: str) -> None:
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="losswire-health")
         self._info: GetInfoResponse | None = None
+        self._ready: bool | None = None
         self._health = health.HealthServicer(experimental_non_blocking=True, experimental_thread_pool=threads)
         self._server = grpc.server(threads, options=_OPTIONS)
         add_HealthServicer_to_server(self._health, self._server)
@@ -58,6 +59,10 @@ class HealthServer:
 
     def set_ready(self, ready: bool) -> None:
         """Tell balancers and probes whether to send work."""
+        if ready == self._ready:
+            # Watchers would be told again.
+            return
+        self._ready = ready
         status = HealthCheckResponse.SERVING if ready else HealthCheckResponse.NOT_SERVING
         for service in ("", SERVICE):
             self._health.set(service, status)

@@ -55,6 +55,7 @@ class SidePorts:
         """Stop answering."""
         self._health.stop()
         self._http.shutdown()
+        self._http.server_close()
 
 
 def with_port(address: str, port: int) -> str:
