@@ -204,7 +204,7 @@ def test_a_weight_is_sent_again_once_to_each_process_that_lacks_it(server: Proce
     with losswire.Client(server.address) as client:
         loss = client.cross_entropy(LOGITS, LABELS, WEIGHT).loss
         for process in (0, 1):
-            # What a killed process counted since it was last asked is lost.
+            # What a killed process counted since it was last asked, a second ago at most, is lost.
             server.samples()
             # One of the two has the connection, so the client comes to a process that never saw the weight.
             server.replace(process)

@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 
 from losswire.v1 import GetInfoResponse
-from losswire_server.processes.link import Report, decode_settings, encode
+from losswire_server.processes.link import Family, Report, decode_settings, encode
 
 
 def main(fifo: Path, act: str, link: socket.socket) -> int:
     """Act; the exit code."""
-    settings = decode_settings(link.makefile("rb").readline())
+    lines = link.makefile("rb")
+    settings = decode_settings(lines.readline())
     if act == "fail":
         link.sendall(encode(Report(failure=f"device: {settings.config['device']} is not there")))
         return 1
@@ -29,6 +30,11 @@ def main(fifo: Path, act: str, link: socket.socket) -> int:
         link.sendall(encode(Report(info=info.SerializeToString().hex())))
     if act == "serve until all do":
         fifo.open().close()
+    if act == "serve until asked":
+        fifo.open().close()
+        lines.readline()
+        told = Family("answers", "Answers.", "counter", [("answers_total", {}, 1.0)])
+        link.sendall(encode(Report(families=[told])))
     if act == "serve until told to stop":
         signal.sigwait({signal.SIGTERM})
         return 0

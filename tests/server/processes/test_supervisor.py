@@ -17,6 +17,8 @@ from losswire_server import summary
 from losswire_server.config import load_config
 from losswire_server.ports import StartError
 from losswire_server.processes import supervisor
+from losswire_server.processes.link import Family
+from losswire_server.processes.merging import MetricsMerger
 from losswire_server.processes.supervisor import MAX_DEATHS, ProcessesDiedError, Supervisor
 
 WORKER = Path(__file__).with_name("light_worker.py")
@@ -74,6 +76,19 @@ def test_a_process_that_lived_long_has_not_died_in_a_row(monkeypatch: pytest.Mon
     monkeypatch.setattr(Supervisor, "_back_off", count_and_stop)
     run("serve until all do")
     assert set(deaths) == {supervisor.BACKOFF_S}
+
+
+def test_what_a_process_counted_is_remembered_though_nobody_scrapes(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setattr(supervisor, "REMEMBER_S", 0.001)
+    told: list[list[str]] = []
+
+    def retire(_: MetricsMerger, __: str, families: list[Family]) -> None:
+        told.append([each.name for each in families])
+
+    monkeypatch.setattr(MetricsMerger, "retire", retire)
+    with pytest.raises(ProcessesDiedError):
+        run("serve until asked")
+    assert told.count(["answers"]) >= MAX_DEATHS
 
 
 def test_a_process_that_cannot_start_ends_the_server_with_its_reason(run: Run) -> None:

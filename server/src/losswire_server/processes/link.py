@@ -7,7 +7,7 @@ serves or why it cannot, answers with its metrics, and sends them once more befo
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
@@ -64,7 +64,7 @@ def collect(registry: CollectorRegistry) -> list[Family]:
 
 def encode(message: Settings | Report) -> bytes:
     """The line for a message."""
-    return json.dumps(asdict(message)).encode() + b"\n"
+    return json.dumps(message, default=_fields).encode() + b"\n"
 
 
 def decode_settings(line: bytes) -> Settings:
@@ -78,3 +78,8 @@ def decode_report(line: bytes) -> Report:
     if fields["families"] is not None:
         fields["families"] = [Family(**each) for each in fields["families"]]
     return Report(**fields)
+
+
+def _fields(message: Settings | Report | Family) -> dict[str, Any]:
+    # Not `asdict`, which copies every sample and takes four times as long.
+    return {each.name: getattr(message, each.name) for each in fields(message)}
