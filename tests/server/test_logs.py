@@ -82,3 +82,24 @@ def test_every_entry_of_one_of_several_processes_says_which_one() -> None:
     entries = [json.loads(line) for line in log("json", "info", "3")]
     assert [entry["process"] for entry in entries] == [3] * 5
     assert all("process" not in json.loads(line) for line in log("json", "info"))
+
+
+def test_a_line_is_written_at_once_so_that_processes_can_share_a_log() -> None:
+    script = """
+import io, sys
+class Raw(io.RawIOBase):
+    def writable(self):
+        return True
+    def write(self, data):
+        sys.stdout.write(repr(bytes(data)) + chr(10))
+        return len(data)
+# As with PYTHONUNBUFFERED, which images for containers often set.
+sys.stderr = io.TextIOWrapper(Raw(), write_through=True)
+import logging, structlog
+from losswire_server.logs import configure_logs
+configure_logs("json", "info")
+structlog.get_logger().info("serving")
+logging.getLogger("grpc").warning("library said")
+"""
+    written = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert [line[-4:] for line in written.stdout.splitlines()] == ["}\\n'"] * 2

@@ -36,7 +36,8 @@ def configure_logs(log_format: Literal["auto", "json", "console"], level: str, p
     structlog.configure(
         processors=[*shared, *render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # Writes a line at once, as `print` does not with PYTHONUNBUFFERED: no other process writes before its end.
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
