@@ -19,6 +19,7 @@ import trustme
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from open_streams import BODY, HEADER, TARGET, OpenStream
 from prometheus_client.parser import text_string_to_metric_families
 from raw_calls import SERVICE, RawChannel, failure_of
 from servers import RunningServer, start_server
@@ -27,7 +28,6 @@ import losswire
 from losswire.v1 import (
     CrossEntropyOptions,
     DataType,
-    EvaluateHeader,
     EvaluateRequest,
     EvaluateStreamRequest,
     EvaluateStreamResponse,
@@ -35,7 +35,6 @@ from losswire.v1 import (
     LossServiceStub,
     Output,
     Tensor,
-    TensorHeader,
 )
 
 LOGITS = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -92,42 +91,6 @@ def test_every_stage_is_timed_from_50_microseconds_up(server: RunningServer, cli
     assert [sample(server, name, stage=stage) for stage in stages] == [count + 1 for count in before]
     bucket = "losswire_stage_duration_seconds_bucket"
     assert sample(server, bucket, stage="admit", le="5e-05") >= 0
-
-
-class OpenStream:
-    """An `EvaluateStream` whose frames are sent when the test says so."""
-
-    def __init__(self, address: str) -> None:
-        self._next: list[bytes | None] = []
-        self._ready = threading.Semaphore(0)
-        self.channel = grpc.insecure_channel(address)
-        method: grpc.StreamStreamMultiCallable[bytes, bytes] = self.channel.stream_stream(
-            "/losswire.v1.LossService/EvaluateStream"
-        )
-        self.replies = method(self._frames())
-
-    def send(self, frame: bytes | None) -> None:
-        """Send a frame; None ends the stream."""
-        self._next.append(frame)
-        self._ready.release()
-
-    def _frames(self) -> Iterator[bytes]:
-        while True:
-            self._ready.acquire()
-            frame = self._next.pop(0)
-            if frame is None:
-                return
-            yield frame
-
-
-HEADER = EvaluateStreamRequest(
-    header=EvaluateHeader(
-        logits=TensorHeader(shape=LOGITS.shape, dtype=DataType.DATA_TYPE_FLOAT32),
-        class_indices=TensorHeader(shape=LABELS.shape, dtype=DataType.DATA_TYPE_INT64),
-    )
-).SerializeToString()
-TARGET = EvaluateStreamRequest(target=LABELS.tobytes()).SerializeToString()
-BODY = EvaluateStreamRequest(logits=LOGITS.tobytes()).SerializeToString()
 
 
 def test_sigterm_finishes_what_is_in_flight_and_exits_0(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "device": ("cuda:3", "cuda:3"),
     "backend": ("reference", "reference"),
     "threads": ("7", 7),
+    "processes": ("3", 3),
     "max_evaluation_bytes": ("1048576", MIB),
     "max_inflight_bytes": ("1073741824", 1024 * MIB),
     "max_waiting_calls": ("5", 5),

@@ -20,7 +20,7 @@ TIMEOUT_S = 30.0
 
 @pytest.fixture
 def health() -> Iterator[HealthServer]:
-    health = HealthServer("127.0.0.1:0", INFO)
+    health = HealthServer("127.0.0.1:0")
     health.start()
     yield health
     health.stop()
@@ -58,6 +58,8 @@ def test_a_watcher_is_told_of_every_change(health: HealthServer, channel: grpc.C
     assert next(watch).status == NOT_SERVING
     health.set_ready(True)
     assert next(watch).status == SERVING
+    # No change.
+    health.set_ready(True)
     health.set_ready(False)
     assert next(watch).status == NOT_SERVING
 
@@ -70,7 +72,11 @@ def test_watchers_do_not_use_up_the_threads_that_answer_probes(health: HealthSer
     assert [next(watch).status for watch in watchers] == [SERVING] * 20
 
 
-def test_info_is_answered_beside_the_probes(channel: grpc.Channel) -> None:
+def test_info_is_answered_beside_the_probes_once_it_is_known(health: HealthServer, channel: grpc.Channel) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        LossServiceStub(channel).GetInfo(GetInfoRequest(), timeout=TIMEOUT_S)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    health.set_info(INFO)
     assert LossServiceStub(channel).GetInfo(GetInfoRequest(), timeout=TIMEOUT_S) == INFO
 
 
@@ -90,7 +96,7 @@ def test_a_probe_of_more_than_4_kib_is_refused_unread(channel: grpc.Channel) -> 
 
 def test_a_port_that_is_taken_is_an_error(health: HealthServer) -> None:
     with pytest.raises(RuntimeError):
-        HealthServer(f"127.0.0.1:{health.port}", INFO)
+        HealthServer(f"127.0.0.1:{health.port}")
 
 
 def test_a_server_that_stopped_answers_no_probe(health: HealthServer, channel: grpc.Channel) -> None:

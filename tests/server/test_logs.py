@@ -13,7 +13,7 @@ HOSTILE = 'x\n{"event": "forged"}\r\x1b[2J\x00'
 SCRIPT = f"""
 import logging, sys, structlog
 from losswire_server.logs import configure_logs
-configure_logs(sys.argv[1], sys.argv[2])
+configure_logs(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
 hostile = {HOSTILE!r}
 structlog.get_logger().debug("detail")
 structlog.get_logger().info("serving", address=hostile)
@@ -27,9 +27,9 @@ except RuntimeError as error:
 """
 
 
-def log(log_format: str, level: str) -> list[str]:
+def log(log_format: str, level: str, *process: str) -> list[str]:
     """What a process writes to standard error with these settings; nothing may go to standard output."""
-    command = [sys.executable, "-c", SCRIPT, log_format, level]
+    command = [sys.executable, "-c", SCRIPT, log_format, level, *process]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout == ""
     return result.stderr.split("\n")[:-1]
@@ -76,3 +76,30 @@ def test_the_console_format_is_for_reading() -> None:
     assert not lines[0].startswith("{")
     assert "_record" not in "".join(lines)
     assert any("RuntimeError" in line for line in lines)
+
+
+def test_every_entry_of_one_of_several_processes_says_which_one() -> None:
+    entries = [json.loads(line) for line in log("json", "info", "3")]
+    assert [entry["process"] for entry in entries] == [3] * 5
+    assert all("process" not in json.loads(line) for line in log("json", "info"))
+
+
+def test_a_line_is_written_at_once_so_that_processes_can_share_a_log() -> None:
+    script = """
+import io, sys
+class Raw(io.RawIOBase):
+    def writable(self):
+        return True
+    def write(self, data):
+        sys.stdout.write(repr(bytes(data)) + chr(10))
+        return len(data)
+# As with PYTHONUNBUFFERED, which images for containers often set.
+sys.stderr = io.TextIOWrapper(Raw(), write_through=True)
+import logging, structlog
+from losswire_server.logs import configure_logs
+configure_logs("json", "info")
+structlog.get_logger().info("serving")
+logging.getLogger("grpc").warning("library said")
+"""
+    written = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert [line[-4:] for line in written.stdout.splitlines()] == ["}\\n'"] * 2

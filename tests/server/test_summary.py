@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from losswire.v1 import GetInfoResponse
-from losswire_server.config import Config, load_config
+from losswire_server.config import load_config
 from losswire_server.info import server_info
-from losswire_server.server import Server
-from losswire_server.summary import print_summary
-
-
-@dataclass
-class Facts:
-    """The part of a server that its summary reads."""
-
-    config: Config
-    info: GetInfoResponse
-    address: str
-    health_address: str = "127.0.0.1:2"
-    metrics_address: str = "127.0.0.1:3"
+from losswire_server.ports import StartError
+from losswire_server.summary import Addresses, announce
 
 
 def summary(capsys: pytest.CaptureFixture[str], *flags: str, address: str = "127.0.0.1:1") -> str:
     config = load_config(flags)
-    info = server_info(config, torch.device("cpu"), "reference")
-    print_summary(cast(Server, Facts(config, info, address)))
+    info = server_info(config, torch.device("cpu"), "reference", config.processes)
+    announce(config, info, Addresses(address, "127.0.0.1:2", "127.0.0.1:3"))
     return capsys.readouterr().out
 
 
@@ -57,3 +45,25 @@ def test_the_summary_tells_how_the_service_is_protected(
 @pytest.mark.parametrize("address", ["[::1]:50051", "[fe80::1]:50051", "[fd00::1]:50051"])
 def test_an_ipv6_address_is_shown_and_not_taken_for_markup(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert address in summary(capsys, address=address)
+
+
+def test_several_processes_are_told_and_one_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "4, each with the limits below" in summary(capsys, "--processes=4")
+    assert "processes" not in summary(capsys)
+
+
+def test_the_ready_file_tells_every_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "ready.json"
+    summary(capsys, f"--ready-file={path}")
+    assert json.loads(path.read_text()) == {
+        "address": "127.0.0.1:1",
+        "health_address": "127.0.0.1:2",
+        "metrics_address": "127.0.0.1:3",
+    }
+    assert [each.name for each in tmp_path.iterdir()] == ["ready.json"]
+
+
+def test_a_ready_file_that_cannot_be_written_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "missing" / "ready.json"
+    with pytest.raises(StartError, match=f"^ready_file: {path} cannot be written: "):
+        summary(capsys, f"--ready-file={path}")

@@ -1,7 +1,7 @@
 """`losswire-server`: settings to a running server, and its exit code.
 
-Exit codes: 0 after a drain; 1 when the server cannot start; 2 when a setting is refused; 130 when interrupted while it
-starts.
+Exit codes: 0 after a drain; 1 when the server cannot start, or one of its processes dies again and again; 2 when a
+setting is refused; 130 when interrupted while it starts.
 """
 
 from __future__ import annotations
@@ -50,11 +50,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(config: Config) -> int:
+    from losswire_server.processes.shares import with_processes
+
+    config = with_processes(config)
+    return _run_here(config) if config.processes == 1 else _run_processes(config)
+
+
+def _run_here(config: Config) -> int:
     from losswire_server.serving import START_ERRORS, serve
 
     try:
         asyncio.run(serve(config))
     except START_ERRORS as error:
+        return _refuse(error, 1)
+    return 0
+
+
+def _run_processes(config: Config) -> int:
+    # Loads no PyTorch: only the processes do.
+    from losswire_server.ports import StartError
+    from losswire_server.processes.supervisor import ProcessesDiedError, supervise
+
+    try:
+        asyncio.run(supervise(config))
+    except (StartError, ProcessesDiedError) as error:
         return _refuse(error, 1)
     return 0
 

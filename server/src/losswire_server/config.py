@@ -73,6 +73,13 @@ class Config(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     backend: Literal["auto", "cpu", "reference"] = Field("auto", description="Code that evaluates.")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads for one evaluation; 0 takes all cores.")
+    processes: int = Field(
+        1,
+        ge=0,
+        le=256,
+        description="Server processes on one port; 0 takes one for every two cores. "
+        "They share the cores; limits of bytes and calls hold for each.",
+    )
 
     max_evaluation_bytes: int = Field(
         256 * MIB, ge=MIB, le=MAX_BYTES, description="Bytes one evaluation may hold at once."

@@ -14,8 +14,9 @@ from grpc_health.v1 import health
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
-from losswire.v1 import GetInfoRequest, GetInfoResponse
-from losswire_server.servicer import SERVICE
+from losswire.v1 import GetInfoRequest, GetInfoResponse, loss_service_pb2
+
+SERVICE: Final = loss_service_pb2.DESCRIPTOR.services_by_name["LossService"].full_name
 
 _THREADS: Final = 4
 _OPTIONS: Final = (
@@ -32,18 +33,19 @@ class HealthServer:
 
     Args:
         address: HOST:PORT; port 0 takes a free one.
-        info: The answer to GetInfo.
 
     Raises:
         RuntimeError: if the address cannot be bound.
     """
 
-    def __init__(self, address: str, info: GetInfoResponse) -> None:
+    def __init__(self, address: str) -> None:
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="losswire-health")
+        self._info: GetInfoResponse | None = None
+        self._ready: bool | None = None
         self._health = health.HealthServicer(experimental_non_blocking=True, experimental_thread_pool=threads)
         self._server = grpc.server(threads, options=_OPTIONS)
         add_HealthServicer_to_server(self._health, self._server)
-        self._server.add_generic_rpc_handlers((_info_handler(info),))
+        self._server.add_generic_rpc_handlers((self._info_handler(),))
         self.port = self._server.add_insecure_port(address)
 
     def start(self) -> None:
@@ -51,8 +53,16 @@ class HealthServer:
         self.set_ready(False)
         self._server.start()
 
+    def set_info(self, info: GetInfoResponse) -> None:
+        """Answer GetInfo, which is UNAVAILABLE before, with `info`."""
+        self._info = info
+
     def set_ready(self, ready: bool) -> None:
         """Tell balancers and probes whether to send work."""
+        if ready == self._ready:
+            # Watchers would be told again.
+            return
+        self._ready = ready
         status = HealthCheckResponse.SERVING if ready else HealthCheckResponse.NOT_SERVING
         for service in ("", SERVICE):
             self._health.set(service, status)
@@ -62,14 +72,15 @@ class HealthServer:
         self._health.enter_graceful_shutdown()
         self._server.stop(grace=0.5).wait()
 
+    def _get_info(self, _: GetInfoRequest, context: grpc.ServicerContext) -> GetInfoResponse:
+        if self._info is None:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the server is starting")
+        return self._info
 
-def _info_handler(info: GetInfoResponse) -> grpc.GenericRpcHandler:
-    def get_info(_: GetInfoRequest, __: grpc.ServicerContext) -> GetInfoResponse:
-        return info
-
-    handler = grpc.unary_unary_rpc_method_handler(
-        get_info,
-        request_deserializer=GetInfoRequest.FromString,
-        response_serializer=GetInfoResponse.SerializeToString,
-    )
-    return grpc.method_handlers_generic_handler(SERVICE, {"GetInfo": handler})
+    def _info_handler(self) -> grpc.GenericRpcHandler:
+        handler = grpc.unary_unary_rpc_method_handler(
+            self._get_info,
+            request_deserializer=GetInfoRequest.FromString,
+            response_serializer=GetInfoResponse.SerializeToString,
+        )
+        return grpc.method_handlers_generic_handler(SERVICE, {"GetInfo": handler})

@@ -14,8 +14,8 @@ from losswire_server.losses.job import OUTPUTS
 from losswire_server.plan import output_number
 
 
-def server_info(config: Config, device: torch.device, backend: str) -> GetInfoResponse:
-    """Describe a server with this configuration, device and backend."""
+def server_info(config: Config, device: torch.device, backend: str, processes: int = 1) -> GetInfoResponse:
+    """Describe a server with this configuration, device and backend, of so many processes on its port."""
     return GetInfoResponse(
         version=losswire_server.__version__,
         torch_version=torch.__version__,
@@ -34,4 +34,5 @@ def server_info(config: Config, device: torch.device, backend: str) -> GetInfoRe
             body_timeout_s=config.body_timeout_s,
             stored_bytes=config.max_stored_bytes,
         ),
+        processes=processes,
     )

@@ -9,12 +9,23 @@ from typing import Literal
 import structlog
 
 
-def configure_logs(log_format: Literal["auto", "json", "console"], level: str) -> None:
-    """Set up structlog, and send what libraries log the same way."""
+def configure_logs(log_format: Literal["auto", "json", "console"], level: str, process: int | None = None) -> None:
+    """Set up structlog, and send what libraries log the same way.
+
+    Args:
+        log_format: How entries look; "auto" is for reading at a terminal and for machines elsewhere.
+        level: Least severe level to log.
+        process: Number that every entry carries as `process`, where several processes write to one log.
+    """
+
+    def name_process(_: object, __: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return entry if process is None else {"process": process, **entry}
+
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        name_process,
     ]
     render: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer()]
@@ -25,7 +36,8 @@ def configure_logs(log_format: Literal["auto", "json", "console"], level: str) -
     structlog.configure(
         processors=[*shared, *render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # Writes a line at once, as `print` does not with PYTHONUNBUFFERED: no other process writes before its end.
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)

@@ -1,10 +1,9 @@
-"""Wiring and life of the server: listen, report health, serve, drain, stop."""
+"""Wiring and life of the service: listen, serve, drain, stop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from typing import Final
 
 import grpc
@@ -19,19 +18,18 @@ from losswire_server.call import Lobby
 from losswire_server.config import Config
 from losswire_server.device import open_device
 from losswire_server.engine import Engine
-from losswire_server.health import HealthServer
+from losswire_server.health import SERVICE
 from losswire_server.info import server_info
 from losswire_server.losses.cross_entropy import open_backend
 from losswire_server.metrics import Metrics
-from losswire_server.servicer import SERVICE, Servicer
+from losswire_server.ports import StartError, with_port
+from losswire_server.servicer import Servicer
 from losswire_server.tls import server_credentials
 from losswire_server.weights import WeightStore
 
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES),
-    # A forgotten server on the same port would answer half of the calls.
-    ("grpc.so_reuseport", 0),
     # Bounds what a flood of streams that are opened and reset can cost.
     ("grpc.max_concurrent_streams", 64),
     # Beyond its default of 1,000 calls that no handler has taken yet, gRPC cancels some at random. Ours refuse better.
@@ -56,15 +54,13 @@ _OPTIONS: Final = (
 _log = structlog.get_logger()
 
 
-class StartError(Exception):
-    """The server cannot start; the message is one line that says why."""
-
-
 class Server:
     """A losswire server on the running event loop, listening once it is made and serving once it is started.
 
     Args:
-        config: Its settings.
+        config: Its settings. The ports of health and metrics are not its own: see `ports`.
+        share_port: Listen beside other processes. Without it a port that another server has is refused, so that no
+            forgotten one answers half of the calls.
 
     Raises:
         StartError: if an address cannot be bound.
@@ -73,16 +69,17 @@ class Server:
         BackendMissingError: if the backend is not.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, share_port: bool = False) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         device = open_device(config.device)
         backend = open_backend(config.backend, device)
         self.config = config
-        self.info = server_info(config, device, backend.name)
+        self.info = server_info(config, device, backend.name, config.processes)
         # When each series began is of no use to anyone here, and doubles the page.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._metrics = Metrics(prometheus_client.CollectorRegistry())
+        self.registry = prometheus_client.CollectorRegistry()
+        self._metrics = Metrics(self.registry)
         self._lobby = Lobby(
             config,
             self._metrics,
@@ -90,32 +87,26 @@ class Server:
         )
         self._weights = WeightStore(config.max_stored_bytes)
         self._engine = Engine(backend, self._metrics, asyncio.get_running_loop())
-        self._server = self._open_data_server()
+        self._server = self._open_data_server(share_port)
         self.address = self._bind_data()
-        try:
-            self._health = HealthServer(config.health_listen, self.info)
-        except RuntimeError as error:
-            raise StartError(f"health_listen: {config.health_listen} cannot be bound; is it taken?") from error
-        self.health_address = _with_port(config.health_listen, self._health.port)
-        self._stop_metrics, self.metrics_address = self._serve_metrics()
+        self._describe()
 
     async def start(self) -> None:
-        """Serve, and report ready."""
+        """Serve."""
         self._engine.start()
-        self._health.start()
         await self._server.start()
         self._metrics.ready.set(1)
-        self._health.set_ready(True)
 
     async def drain(self, hurry: asyncio.Event) -> None:
-        """Finish without losing a call: report not ready, wait for balancers to notice, finish what is in flight, stop.
+        """Finish without losing a call: wait for balancers to notice, finish what is in flight, stop.
+
+        Health is to report not ready before this is called.
 
         Args:
             hurry: Ends the waiting when set.
         """
         _log.info("draining", wait_s=self.config.drain_wait_s, grace_s=self.config.drain_grace_s)
         self._metrics.ready.set(0)
-        self._health.set_ready(False)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(hurry.wait(), self.config.drain_wait_s)
         self._lobby.drain()
@@ -126,12 +117,9 @@ class Server:
         await self._server.stop(0)
         await stopping
         await asyncio.to_thread(self._engine.stop)
-        self._health.stop()
-        self._stop_metrics()
-        _log.info("stopped")
 
-    def _open_data_server(self) -> grpc.aio.Server:
-        server = grpc.aio.server(options=_OPTIONS)
+    def _open_data_server(self, share_port: bool) -> grpc.aio.Server:
+        server = grpc.aio.server(options=(*_OPTIONS, ("grpc.so_reuseport", int(share_port))))
         servicer = Servicer(self._lobby, self._engine, self._weights, self.info)
         server.add_generic_rpc_handlers((servicer.handler(),))
         if self.config.reflection:
@@ -147,9 +135,9 @@ class Server:
                 port = self._server.add_secure_port(listen, credentials)
         except RuntimeError as error:
             raise StartError(f"listen: {listen} cannot be bound; is it taken?") from error
-        return _with_port(listen, port)
+        return with_port(listen, port)
 
-    def _serve_metrics(self) -> tuple[Callable[[], None], str]:
+    def _describe(self) -> None:
         metrics, budget = self._metrics, self._lobby.budget
         metrics.inflight_requests.set_function(lambda: self._lobby.inflight)
         metrics.inflight_bytes.set_function(lambda: budget.used_bytes)
@@ -159,15 +147,3 @@ class Server:
             build={"version": self.info.version, "torch": self.info.torch_version, "grpc": grpc.__version__},
             device={"device": self.info.device, "name": self.info.device_name, "backend": self.info.backend},
         )
-        host, _, port = self.config.metrics_listen.rpartition(":")
-        try:
-            http, _ = prometheus_client.start_http_server(int(port), host.strip("[]"), metrics.registry)
-        except OSError as error:
-            reason = f"{self.config.metrics_listen} cannot be bound: {error.strerror}"
-            raise StartError(f"metrics_listen: {reason}") from error
-        return http.shutdown, _with_port(self.config.metrics_listen, http.server_port)
-
-
-def _with_port(address: str, port: int) -> str:
-    """The address with the port that was bound, which differs where 0 was asked for."""
-    return f"{address.rpartition(':')[0]}:{port}"

@@ -21,6 +21,7 @@ from losswire_server.errors import TooLargeError
 from losswire_server.evaluation import Evaluation, Totals, totals_of
 from losswire_server.framed import FramedEvaluation
 from losswire_server.frames import decode_chunk, decode_first_frame, decode_put_tensor, decode_request
+from losswire_server.health import SERVICE
 from losswire_server.plan import Plan
 from losswire_server.replies import StageSeconds
 from losswire_server.requests import Kind, KnownRequests
@@ -28,8 +29,6 @@ from losswire_server.run import Run
 from losswire_server.validation import check_request, check_stored_tensor
 from losswire_server.weights import WeightStore
 from losswire_server.whole import WholeEvaluation
-
-SERVICE: Final = "losswire.v1.LossService"
 
 MAX_OUTSTANDING_JOBS: Final = 4
 """Jobs of one evaluation in the engine's hands before the next frame is read: enough to keep both sides busy."""

@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
-from losswire_server.server import Server
+from losswire.v1 import GetInfoResponse
+from losswire_server.config import Config
+from losswire_server.ports import StartError
 
 
-def print_summary(server: Server) -> None:
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a server listens, each HOST:PORT with the port that was bound."""
+
+    address: str
+    health_address: str
+    metrics_address: str
+
+
+def announce(config: Config, info: GetInfoResponse, addresses: Addresses) -> None:
+    """Print the summary, and write the file that was asked for.
+
+    Raises:
+        StartError: if the file cannot be written.
+    """
+    print_summary(config, info, addresses)
+    if config.ready_file is not None:
+        _write_ready_file(config.ready_file, addresses)
+
+
+def print_summary(config: Config, info: GetInfoResponse, addresses: Addresses) -> None:
     """Print addresses, device, backend and limits to standard output, one a line."""
-    info, limits = server.info, server.info.limits
-    transport = "TLS" if server.config.tls_certificate else "plain text"
-    if server.config.tls_client_ca:
+    limits = info.limits
+    transport = "TLS" if config.tls_certificate else "plain text"
+    if config.tls_client_ca:
         transport = "mutual TLS"
     rows = {
-        "service": f"{server.address} ({transport})",
-        "health, info": server.health_address,
-        "metrics": f"http://{server.metrics_address}/metrics",
+        "service": f"{addresses.address} ({transport})",
+        "health, info": addresses.health_address,
+        "metrics": f"http://{addresses.metrics_address}/metrics",
+        "processes": f"{info.processes}, each with the limits below",
         "device": f"{info.device} ({info.device_name}), {info.threads} threads",
         "backend": f"{info.backend}, PyTorch {info.torch_version}",
         "one message": f"{_mib(limits.message_bytes)} of tensors; more streams",
         "one evaluation": f"{_mib(limits.evaluation_bytes)} held at once",
         "all evaluations": f"{_mib(limits.inflight_bytes)} held at once, then {limits.waiting_calls} more calls wait",
-        "timeouts": f"{limits.body_timeout_s:g} s without a frame; {server.config.default_deadline_s:g} s by default",
+        "timeouts": f"{limits.body_timeout_s:g} s without a frame; {config.default_deadline_s:g} s by default",
     }
+    if info.processes == 1:
+        del rows["processes"]
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
         table.add_row(name, value)
@@ -35,3 +65,13 @@ def print_summary(server: Server) -> None:
 
 def _mib(byte_count: int) -> str:
     return f"{byte_count / 2**20:g} MiB"
+
+
+def _write_ready_file(path: Path, addresses: Addresses) -> None:
+    """Tell where the server listens, to whoever started it with port 0; the file is complete as soon as it is there."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(asdict(addresses)))
+        partial.replace(path)
+    except OSError as error:
+        raise StartError(f"ready_file: {path} cannot be written: {error.strerror}") from error

@@ -1,0 +1,50 @@
+"""A worker without a server: does what a worker may do. Run as `light_worker.py FIFO ACT FD`.
+
+Worker and test meet at the FIFO: the one waits there until the other has opened it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from losswire.v1 import GetInfoResponse
+from losswire_server.processes.link import Family, Report, decode_settings, encode
+
+
+def main(fifo: Path, act: str, link: socket.socket) -> int:
+    """Act; the exit code."""
+    lines = link.makefile("rb")
+    settings = decode_settings(lines.readline())
+    if act == "fail":
+        link.sendall(encode(Report(failure=f"device: {settings.config['device']} is not there")))
+        return 1
+    if act == "stop while starting":
+        os.kill(os.getppid(), signal.SIGTERM)
+        signal.pause()
+    if act.startswith("serve"):
+        info = GetInfoResponse(processes=settings.config["processes"])
+        link.sendall(encode(Report(info=info.SerializeToString().hex())))
+    if act == "serve until all do":
+        fifo.open().close()
+    if act == "serve until asked":
+        fifo.open().close()
+        lines.readline()
+        told = Family("answers", "Answers.", "counter", [("answers_total", {}, 1.0)])
+        link.sendall(encode(Report(families=[told])))
+    if act == "serve until told to stop":
+        signal.sigwait({signal.SIGTERM})
+        return 0
+    while act == "serve for ever":
+        signal.sigwait({signal.SIGTERM})
+    return 3
+
+
+if __name__ == "__main__":
+    if sys.argv[2] in {"serve until told to stop", "serve for ever"}:
+        # Before the supervisor can send one, so that none is lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], socket.socket(fileno=int(sys.argv[3]))))

@@ -1,0 +1,128 @@
+"""The metrics of several processes as those of one server."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from losswire_server.metrics import Metrics
+from losswire_server.processes.link import Family, Report, collect, decode_report, encode
+from losswire_server.processes.merging import MetricsMerger
+
+
+@pytest.fixture
+def processes() -> list[Metrics]:
+    """The instruments of two processes."""
+    return [Metrics(CollectorRegistry()) for _ in range(2)]
+
+
+def told(metrics: Metrics) -> list[Family]:
+    """What a process tells of its metrics, as it arrives."""
+    families = decode_report(encode(Report(families=collect(metrics.registry)))).families
+    assert families is not None
+    return families
+
+
+def merge(merger: MetricsMerger, *living: Metrics) -> CollectorRegistry:
+    """The merged metrics of these processes, numbered from 0."""
+    families = merger.merge({str(number): told(each) for number, each in enumerate(living)}, [])
+    registry = CollectorRegistry()
+
+    class Fixed(Collector):
+        def collect(self) -> list[Metric]:
+            return families
+
+    registry.register(Fixed())
+    return registry
+
+
+def test_counters_and_gauges_are_summed(processes: list[Metrics]) -> None:
+    for metrics, count in zip(processes, (3, 4), strict=True):
+        metrics.counted_positions.inc(count)
+        metrics.queue_depth.set(count)
+    merged = merge(MetricsMerger(), *processes)
+    assert merged.get_sample_value("losswire_positions_total", {"kind": "counted"}) == 7
+    assert merged.get_sample_value("losswire_positions_total", {"kind": "ignored"}) == 0
+    assert merged.get_sample_value("losswire_queue_depth") == 7
+
+
+def test_histograms_are_summed_bucket_by_bucket(processes: list[Metrics]) -> None:
+    for metrics, seconds in zip(processes, (1e-5, 100.0), strict=True):
+        metrics.stage_duration["queue"].observe(seconds)
+    merged = merge(MetricsMerger(), *processes)
+    name, labels = "losswire_stage_duration_seconds", {"stage": "queue"}
+    assert merged.get_sample_value(f"{name}_count", labels) == 2
+    assert merged.get_sample_value(f"{name}_sum", labels) == 100.00001
+    assert merged.get_sample_value(f"{name}_bucket", {**labels, "le": "5e-05"}) == 1
+    assert merged.get_sample_value(f"{name}_bucket", {**labels, "le": "60.0"}) == 1
+    assert merged.get_sample_value(f"{name}_bucket", {**labels, "le": "+Inf"}) == 2
+
+
+def test_what_describes_is_not_added_up(processes: list[Metrics]) -> None:
+    for metrics in processes:
+        metrics.describe({"version": "0.1.0"}, {"device": "cpu"})
+    merged = merge(MetricsMerger(), *processes)
+    assert merged.get_sample_value("losswire_build_info", {"version": "0.1.0"}) == 1
+    [python] = [sample for family in merged.collect() for sample in family.samples if sample.name == "python_info"]
+    assert python.value == 1
+
+
+def test_each_process_is_described_by_itself(processes: list[Metrics]) -> None:
+    text = generate_latest(merge(MetricsMerger(), *processes)).decode()
+    families = {each.name: each for each in text_string_to_metric_families(text)}
+    for name in ("process_resident_memory_bytes", "process_cpu_seconds", "process_start_time_seconds"):
+        assert [sample.labels for sample in families[name].samples] == [{"process": "0"}, {"process": "1"}]
+
+
+def test_what_an_ended_process_counted_stays_and_what_it_held_does_not(processes: list[Metrics]) -> None:
+    merger = MetricsMerger()
+    for metrics in processes:
+        metrics.counted_positions.inc(5)
+        metrics.batch_jobs.observe(1)
+        metrics.queue_depth.set(5)
+    ended, living = processes
+    merger.retire("0", told(ended))
+    for _ in range(2):
+        replacement = Metrics(CollectorRegistry())
+        merged = merge(merger, living, replacement)
+        assert merged.get_sample_value("losswire_positions_total", {"kind": "counted"}) == 10
+        assert merged.get_sample_value("losswire_batch_jobs_count") == 2
+        assert merged.get_sample_value("losswire_queue_depth") == 5
+        merger.retire("0", told(replacement))
+
+
+def test_without_any_process_the_counters_are_still_there(processes: list[Metrics]) -> None:
+    merger = MetricsMerger()
+    for number, metrics in enumerate(processes):
+        metrics.counted_positions.inc(5)
+        merger.retire(str(number), told(metrics))
+    merged = merge(merger)
+    assert merged.get_sample_value("losswire_positions_total", {"kind": "counted"}) == 10
+    assert merged.get_sample_value("losswire_queue_depth") is None
+
+
+def test_the_supervisor_alone_says_whether_the_server_is_ready(processes: list[Metrics]) -> None:
+    for metrics in processes:
+        metrics.ready.set(1)
+    own = [Family("losswire_ready", "Ready.", "gauge", [("losswire_ready", {}, 0.0)])]
+    families = MetricsMerger().merge({"0": told(processes[0]), "1": told(processes[1])}, own)
+    [ready] = [each for each in families if each.name == "losswire_ready"]
+    assert [sample.value for sample in ready.samples] == [0.0]
+
+
+def test_the_page_has_the_instruments_and_series_of_one_process(processes: list[Metrics]) -> None:
+    def series(text: str) -> set[tuple[str, str]]:
+        return {
+            (sample.name, str(sample.labels))
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if not sample.name.startswith("process_") and not sample.name.endswith("_created")
+        }
+
+    alone = series(generate_latest(processes[0].registry).decode())
+    merged = series(generate_latest(merge(MetricsMerger(), *processes)).decode())
+    assert alone - merged == {("losswire_ready", "{}")}
+    assert merged - alone == set()

@@ -1,0 +1,118 @@
+"""Start, restarts and end of processes, with light ones in place of servers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from losswire_server import summary
+from losswire_server.config import load_config
+from losswire_server.ports import StartError
+from losswire_server.processes import supervisor
+from losswire_server.processes.link import Family
+from losswire_server.processes.merging import MetricsMerger
+from losswire_server.processes.supervisor import MAX_DEATHS, ProcessesDiedError, Supervisor
+
+WORKER = Path(__file__).with_name("light_worker.py")
+FREE = [f"--{port}=127.0.0.1:0" for port in ("listen", "health-listen", "metrics-listen")]
+
+Run = Callable[..., None]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
+    """Runs a server of two processes, which do the same, to its end."""
+    fifo = tmp_path / "all_serve"
+    os.mkfifo(fifo)
+    opened: list[int] = []
+
+    def announced(*arguments: Any) -> None:
+        opened.append(os.open(fifo, os.O_RDWR))
+        summary.announce(*arguments)
+
+    monkeypatch.setattr(supervisor, "announce", announced)
+    monkeypatch.setattr(supervisor, "BACKOFF_S", 0.001)
+
+    async def supervise(act: str, *flags: str) -> None:
+        config = load_config([*FREE, "--processes=2", "--drain-wait-s=0", *flags])
+        await Supervisor(config, (sys.executable, str(WORKER), str(fifo), act)).run()
+
+    yield lambda *arguments: asyncio.run(supervise(*arguments))
+    for each in opened:
+        os.close(each)
+
+
+def test_a_process_that_dies_again_and_again_ends_the_server(run: Run) -> None:
+    with (
+        capture_logs() as entries,
+        pytest.raises(
+            ProcessesDiedError, match=r"^process [01] died 5 times in a row; last, it ended with exit code 3"
+        ),
+    ):
+        run("serve until all do")
+    deaths = [(each["process"], each["deaths"]) for each in entries if each["event"] == "process ended"]
+    [last] = {process for process, count in deaths if count == MAX_DEATHS}
+    assert [count for process, count in deaths if process == last] == list(range(1, MAX_DEATHS + 1))
+
+
+def test_a_process_that_lived_long_has_not_died_in_a_row(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setattr(supervisor, "STABLE_S", 0.0)
+    deaths: list[float] = []
+
+    async def count_and_stop(self: Supervisor, delay_s: float) -> None:
+        deaths.append(delay_s)
+        if len(deaths) > 2 * MAX_DEATHS:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await self._stop.wait()
+
+    monkeypatch.setattr(Supervisor, "_back_off", count_and_stop)
+    run("serve until all do")
+    assert set(deaths) == {supervisor.BACKOFF_S}
+
+
+def test_what_a_process_counted_is_remembered_though_nobody_scrapes(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setattr(supervisor, "REMEMBER_S", 0.001)
+    told: list[list[str]] = []
+
+    def retire(_: MetricsMerger, __: str, families: list[Family]) -> None:
+        told.append([each.name for each in families])
+
+    monkeypatch.setattr(MetricsMerger, "retire", retire)
+    with pytest.raises(ProcessesDiedError):
+        run("serve until asked")
+    assert told.count(["answers"]) >= MAX_DEATHS
+
+
+def test_a_process_that_cannot_start_ends_the_server_with_its_reason(run: Run) -> None:
+    with pytest.raises(StartError, match=r"^device: cuda:7 is not there$"):
+        run("fail", "--device=cuda:7")
+
+
+def test_a_process_that_dies_while_it_starts_ends_the_server(run: Run) -> None:
+    with pytest.raises(StartError, match=r"^process [01] cannot start: it ended with exit code 3$"):
+        run("die")
+
+
+def test_a_signal_while_processes_start_ends_them(run: Run) -> None:
+    with capture_logs() as entries:
+        run("stop while starting")
+    assert [each["event"] for each in entries] == ["draining", "stopped"]
+
+
+def test_a_ready_file_that_cannot_be_written_ends_the_server(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=r"^ready_file: "):
+        run("serve until told to stop", f"--ready-file={tmp_path / 'missing' / 'ready.json'}")
+
+
+def test_a_process_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch, run: Run, tmp_path: Path) -> None:
+    monkeypatch.setattr(supervisor, "KILL_AFTER_S", 0.01)
+    with pytest.raises(StartError, match=r"^ready_file: "):
+        run("serve for ever", f"--ready-file={tmp_path / 'missing' / 'ready.json'}", "--drain-grace-s=0")
