@@ -10,8 +10,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from losswire.v1 import GetInfoRequest, GetInfoResponse, LossServiceStub
-from losswire_server.health import HealthServer
-from losswire_server.servicer import SERVICE
+from losswire_server.health import SERVICE, HealthServer
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 INFO = GetInfoResponse(version="1.2.3", device="cpu")
