@@ -39,6 +39,10 @@ class AsyncTransport(Protocol):
         """Gives each reply to the frames of an `EvaluateStream` to `take`, perhaps in another thread."""
         ...
 
+    def blocking(self) -> Transport:
+        """The transport beneath, for threads that read streams on their own."""
+        ...
+
     async def close(self) -> None:
         """Ends all calls and connections."""
         ...
@@ -67,6 +71,10 @@ class ThreadTransport:
         except asyncio.CancelledError:
             replies.cancel()
             raise
+
+    def blocking(self) -> Transport:
+        """The transport beneath."""
+        return self._transport
 
     async def close(self) -> None:
         """Ends all calls and connections."""
@@ -117,9 +125,11 @@ class AsyncGrpcTransport:
 
     async def stream(self, frames: Iterator[bytes], timeout_s: float, take: Callable[[bytes], None]) -> None:
         """Gives each reply to `take`, in another thread."""
-        if self._streams is None:
-            self._streams = ThreadTransport(GrpcTransport(self._endpoint, self._channel_count))
-        await self._streams.stream(frames, timeout_s, take)
+        await self._over_threads().stream(frames, timeout_s, take)
+
+    def blocking(self) -> Transport:
+        """The transport of the streams."""
+        return self._over_threads().blocking()
 
     async def close(self) -> None:
         """Ends all calls and connections."""
@@ -127,6 +137,11 @@ class AsyncGrpcTransport:
             await channel.close()
         if self._streams is not None:
             await self._streams.close()
+
+    def _over_threads(self) -> ThreadTransport:
+        if self._streams is None:
+            self._streams = ThreadTransport(GrpcTransport(self._endpoint, self._channel_count))
+        return self._streams
 
     def _next_channel(self) -> grpc.aio.Channel:
         if not self._channels:

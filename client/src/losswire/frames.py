@@ -49,16 +49,32 @@ def evaluate_request(evaluation: Evaluation, with_weight: bool) -> _Parts:
     parts = _tensor(EvaluateRequest.LOGITS_FIELD_NUMBER, evaluation.logits)
     parts += _tensor(target_number, evaluation.target)
     if with_weight and evaluation.weight is not None:
-        parts += _tensor(EvaluateRequest.WEIGHT_FIELD_NUMBER, evaluation.weight)
+        parts += _tensor(EvaluateRequest.WEIGHT_FIELD_NUMBER, evaluation.weight.tensor)
     if evaluation.weight_digest is not None:
         parts.append(EvaluateRequest(weight_digest=evaluation.weight_digest).SerializeToString())
-    parts += [field_head(EvaluateRequest.OPTIONS_FIELD_NUMBER, len(evaluation.options)), evaluation.options]
+    parts.append(_options(evaluation.options.encoded))
     return parts
 
 
 def put_tensor_request(tensor: HostTensor) -> bytes:
     """A `PutTensorRequest`."""
     return b"".join(_tensor(PutTensorRequest.TENSOR_FIELD_NUMBER, tensor))
+
+
+def session_frames(evaluation: Evaluation, with_weight: bool) -> Iterator[bytes]:
+    """The `EvaluateStreamRequest` frames of one evaluation among others: one where it fits, else a header and chunks.
+
+    Args:
+        evaluation: What to ask for.
+        with_weight: Whether to send the class weights, not only their name.
+    """
+    if not evaluation.options.checksum:
+        parts = evaluate_request(evaluation, with_weight)
+        byte_count = sum(map(len, parts))
+        if byte_count <= MESSAGE_PAYLOAD_BYTES:
+            yield b"".join((field_head(EvaluateStreamRequest.REQUEST_FIELD_NUMBER, byte_count), *parts))
+            return
+    yield from evaluate_stream(evaluation, with_weight)
 
 
 def evaluate_stream(evaluation: Evaluation, with_weight: bool) -> Iterator[bytes]:
@@ -74,7 +90,7 @@ def evaluate_stream(evaluation: Evaluation, with_weight: bool) -> Iterator[bytes
     """
     yield EvaluateStreamRequest(header=_header(evaluation, with_weight)).SerializeToString()
     if with_weight and evaluation.weight is not None:
-        yield from _payload(EvaluateStreamRequest.WEIGHT_FIELD_NUMBER, evaluation.weight.data)
+        yield from _payload(EvaluateStreamRequest.WEIGHT_FIELD_NUMBER, evaluation.weight.tensor.data)
     ahead = 0 if evaluation.target_is_probabilities else _LABELS_AHEAD_BYTES
     target_sent = logits_sent = 0
     for logits_stop, target_needed in _stretches(evaluation):
@@ -126,12 +142,12 @@ def _header(evaluation: Evaluation, with_weight: bool) -> EvaluateHeader:
     header = EvaluateHeader(
         logits=_announce(evaluation.logits),
         weight_digest=evaluation.weight_digest,
-        options=CrossEntropyOptions.FromString(evaluation.options),
+        options=CrossEntropyOptions.FromString(evaluation.options.encoded),
     )
     kind = header.class_probabilities if evaluation.target_is_probabilities else header.class_indices
     kind.CopyFrom(_announce(evaluation.target))
     if with_weight and evaluation.weight is not None:
-        header.weight.CopyFrom(_announce(evaluation.weight))
+        header.weight.CopyFrom(_announce(evaluation.weight.tensor))
     return header
 
 
@@ -141,6 +157,11 @@ def _announce(tensor: HostTensor) -> TensorHeader:
 
 def _tensor(number: int, tensor: HostTensor) -> _Parts:
     return [_head(number, tensor.shape, tensor.dtype, tensor.data.nbytes), tensor.data]
+
+
+@functools.lru_cache(maxsize=256)
+def _options(encoded: bytes) -> bytes:
+    return field_head(EvaluateRequest.OPTIONS_FIELD_NUMBER, len(encoded)) + encoded
 
 
 @functools.lru_cache(maxsize=1024)

@@ -30,7 +30,8 @@ _DLPACK_CPU: Final = 1
 _KINDS_WITHOUT_NUMBERS: Final = "OUSMmV"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+# Not frozen: those are filled several times as slowly, and every call makes two. Nothing changes them.
+@dataclass(slots=True, eq=False)
 class HostTensor:
     """A tensor in this process's memory, as the wire wants it.
 
