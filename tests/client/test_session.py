@@ -341,7 +341,7 @@ def test_a_cancelled_evaluation_leaves_the_others_alone(fake_server: FakeServer,
 
 def test_an_interrupt_from_the_keyboard_gives_up_the_evaluation_that_waits(fake_server: FakeServer) -> None:
     def press() -> None:
-        # A real signal, as only that wakes a thread that waits for a lock. A finaliser may swallow it: then press again.
+        # A real signal, as only that wakes a thread that waits for a lock. Pressed again where a finaliser took it.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         while not hang.cancelled.wait(5):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

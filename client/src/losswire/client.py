@@ -39,7 +39,9 @@ class Client(ClientBase[Session]):
         token: Bearer token, or a quick function that returns the current one, called before every attempt. Sent only
             over TLS or to this machine.
         retry: When to try again; `RetryPolicy(max_attempts=1)` never does. Default: `RetryPolicy()`.
-        channels: Connections to open, >= 1. More than one helps where a single one is the bottleneck.
+        channels: Connections to open, >= 1; a call takes the one with the fewest under way. More than one helps where a
+            single one is the bottleneck, and where several processes share the server's port: each connection lands
+            on one of them by chance, so three times as many connections as processes reach nearly all.
         channel_options: gRPC's channel arguments, which replace ours of the same name.
 
     Raises:
