@@ -91,7 +91,7 @@ class CrossEntropyCall(Call[CrossEntropyResult]):
     """Evaluates a batch: in one message where request and reply fit into one, else in a stream."""
 
     def __init__(self, evaluation: Evaluation, known_weights: KnownWeights) -> None:
-        self._evaluation = evaluation
+        self.evaluation = evaluation
         self._known_weights = known_weights
         digest = evaluation.weight_digest
         self._with_weight = digest is None or digest not in known_weights
@@ -99,15 +99,14 @@ class CrossEntropyCall(Call[CrossEntropyResult]):
 
     def exchange(self) -> Exchange[CrossEntropyResult]:
         """The next attempt."""
-        evaluation = self._evaluation
+        evaluation = self.evaluation
         self._carried_weight = self._with_weight
         if not evaluation.options.checksum and _output_bytes(evaluation) <= MESSAGE_PAYLOAD_BYTES:
             parts = frames.evaluate_request(evaluation, self._with_weight)
             if sum(map(len, parts)) <= MESSAGE_PAYLOAD_BYTES:
                 reply = SingleReply(lambda message: read_evaluate_response(message, evaluation))
                 return Exchange(EVALUATE, b"".join(parts), reply)
-        stream = frames.evaluate_stream(evaluation, self._with_weight)
-        return Exchange(EVALUATE_STREAM, stream, EvaluationReply(evaluation))
+        return self._stream_exchange()
 
     def session_exchange(self, weights_sent: set[bytes]) -> tuple[Iterator[bytes], EvaluationReply]:
         """The next attempt on a stream that other evaluations share: its frames, and what takes the reply.
@@ -115,11 +114,15 @@ class CrossEntropyCall(Call[CrossEntropyResult]):
         Args:
             weights_sent: Names of the weights that went ahead on this stream; this one's is added.
         """
-        digest = self._evaluation.weight_digest
+        digest = self.evaluation.weight_digest
         self._carried_weight = self._with_weight and digest not in weights_sent
         if self._carried_weight and digest is not None:
             weights_sent.add(digest)
-        return frames.session_frames(self._evaluation, self._carried_weight), EvaluationReply(self._evaluation)
+        return frames.session_frames(self.evaluation, self._carried_weight), EvaluationReply(self.evaluation)
+
+    def _stream_exchange(self) -> Exchange[CrossEntropyResult]:
+        stream = frames.evaluate_stream(self.evaluation, self._with_weight)
+        return Exchange(EVALUATE_STREAM, stream, EvaluationReply(self.evaluation))
 
     def failed(self, error: LosswireError) -> bool:
         """Has the weight sent along when the server does not hold it."""
@@ -131,8 +134,17 @@ class CrossEntropyCall(Call[CrossEntropyResult]):
 
     def succeeded(self) -> None:
         """Remembers that the server now holds the weight."""
-        if self._evaluation.weight_digest is not None and self._with_weight:
-            self._known_weights.add(self._evaluation.weight_digest)
+        if self.evaluation.weight_digest is not None and self._with_weight:
+            self._known_weights.add(self.evaluation.weight_digest)
+
+
+class StreamedCrossEntropyCall(CrossEntropyCall):
+    """Evaluates a batch in a stream, however small it is."""
+
+    def exchange(self) -> Exchange[CrossEntropyResult]:
+        """The next attempt."""
+        self._carried_weight = self._with_weight
+        return self._stream_exchange()
 
 
 class PutTensorCall(Call[bytes]):
