@@ -172,11 +172,14 @@ def test_map_gives_the_results_before_an_error_and_says_which_batch_it_was(
 
 
 def test_what_was_under_way_when_a_stream_broke_goes_on_the_next_one(fake_server: FakeServer, connect: Any) -> None:
-    streams = [Answering(on_2=UNAVAILABLE), Answering(on_5=fail(Code.CANCELLED)), Answering()]
+    # The server may take a stream for idle just when something was sent on it.
+    idle = fail(Code.DEADLINE_EXCEEDED, trailing=[status_details(Code.DEADLINE_EXCEEDED, "BODY_TIMEOUT")])
+    refusals = [{"on_2": UNAVAILABLE}, {"on_5": fail(Code.CANCELLED)}, {"on_6": idle}, {}]
+    streams = [Answering(**refusal) for refusal in refusals]
     fake_server.then(*streams)
     with connect(fake_server.target, retry=FAST).session() as session:
         assert losses(session.map(batch(number) for number in range(8))) == list(range(8))
-    assert [stream.numbers for stream in streams] == [[0, 1, 2], [2, 3, 4, 5], [5, 6, 7]]
+    assert [stream.numbers for stream in streams] == [[0, 1, 2], [2, 3, 4, 5], [5, 6], [6, 7]]
 
 
 def test_a_stream_that_the_server_ends_between_evaluations_is_no_error(fake_server: FakeServer, connect: Any) -> None:
@@ -337,6 +340,32 @@ def test_a_cancelled_evaluation_leaves_the_others_alone(fake_server: FakeServer,
         assert futures[1].cancel()
         release.set()
         assert losses([futures[0].result(), futures[2].result()]) == [0, 2]
+
+
+def test_a_large_evaluation_that_is_cancelled_halfway_is_not_sent_to_the_end(
+    fake_server: FakeServer, connect: Any
+) -> None:
+    reached, released = threading.Event(), threading.Event()
+
+    def read_slowly(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        next(requests)
+        reached.set()
+        assert released.wait(30)
+        for _ in requests:
+            pass
+        yield from ()
+
+    fake_server.then(read_slowly, Answering())
+    with connect(fake_server.target).session(max_pending_bytes=2**30) as session:
+        # 64 MiB, far more than flow control lets the client run ahead.
+        large = session.submit(*batch(0, 8 * CHUNKED_ROWS))
+        small = session.submit(*batch(1))
+        assert reached.wait(30)
+        assert large.cancel()
+        released.set()
+        assert float(small.result()) == 1
+    assert len(fake_server.received) == 2
+    assert len(fake_server.received[0].messages) < 64
 
 
 def test_an_interrupt_from_the_keyboard_gives_up_the_evaluation_that_waits(fake_server: FakeServer) -> None:
