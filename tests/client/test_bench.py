@@ -92,6 +92,7 @@ def test_failures_are_counted_and_a_server_that_answers_nothing_is_one(fake_serv
     report = measured(bench(fake_server.target, *arguments), exit_code=1)
     [made] = report["measurements"]
     assert (made["calls"], made["errors"], made["latency_s"]) == (0, {"UNAVAILABLE": 10}, {})
+    assert len(fake_server.received) == 2 + 10  # None was tried twice.
 
 
 def test_an_interrupt_shows_what_was_measured_so_far(fake_server: FakeServer, bench: Bench) -> None:

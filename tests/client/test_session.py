@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -369,17 +371,23 @@ def test_a_large_evaluation_that_is_cancelled_halfway_is_not_sent_to_the_end(
 
 
 def test_an_interrupt_from_the_keyboard_gives_up_the_evaluation_that_waits(fake_server: FakeServer) -> None:
-    def press() -> None:
+    released = threading.Event()
+
+    def press(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         # A real signal, as only that wakes a thread that waits for a lock. Pressed again where a finaliser took it.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        while not hang.cancelled.wait(5):
+        while not released.wait(5):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        yield from ()
 
-    hang = Hang(on_request=press)
-    fake_server.then(Answering(on_0=hang))
-    with losswire.Client(fake_server.target) as client, pytest.raises(KeyboardInterrupt), client.session() as session:
-        session.cross_entropy(*batch(0))
-    assert hang.cancelled.wait(30)
+    fake_server.then(Answering(on_0=press))
+    with losswire.Client(fake_server.target) as client, client.session(max_pending=1) as session:
+        with pytest.raises(KeyboardInterrupt):
+            session.cross_entropy(*batch(0))
+        # It takes no room any more, and the session goes on.
+        future = session.submit(*batch(1), timeout_s=30)
+        released.set()
+        assert float(future.result()) == 1
 
 
 def test_threads_share_a_session(fake_server: FakeServer) -> None:
@@ -421,6 +429,20 @@ def test_an_idle_stream_is_ended_and_another_opened_when_it_is_needed(
         for stream in streams:
             assert float(session.cross_entropy(*batch(3))) == 3
             assert stream.ended.wait(30)
+
+
+@pytest.mark.parametrize("target", ["the service", "local:"])
+def test_a_process_may_end_without_closing_its_session(server: RunningServer, target: str) -> None:
+    program = """
+import sys, numpy, losswire
+session = losswire.Client(sys.argv[1]).session(max_pending_bytes=2**40)
+logits, target = numpy.zeros((1000, 1000), "float32"), numpy.zeros(1000, int)
+futures = [session.submit(logits, target) for _ in range(60)]
+print(futures[0].result().counted)
+"""
+    arguments = [sys.executable, "-c", program, server.address if target == "the service" else target]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1000\n", "")
 
 
 @pytest.mark.parametrize("target", ["the service", "local:"])

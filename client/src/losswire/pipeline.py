@@ -7,9 +7,11 @@ nobody uses has no stream and no thread.
 
 from __future__ import annotations
 
+import atexit
 import math
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -26,6 +28,10 @@ from losswire.transports import Transport, drain
 # Shorter than the servers' default of 300 s, so that it is the session that ends an idle stream, without an error.
 IDLE_TIMEOUT_S: Final = 60.0
 """Seconds without an evaluation after which the stream of a session is ended."""
+
+_END_TIMEOUT_S: Final = 5.0
+
+_PIPELINES: Final[weakref.WeakSet[Pipeline]] = weakref.WeakSet()
 
 
 class Pipeline:
@@ -47,6 +53,8 @@ class Pipeline:
         self._work = threading.Condition(self._lock)
         # There is an earlier deadline to watch, or none any more.
         self._deadlines = threading.Condition(self._lock)
+        self._thread: threading.Thread | None = None
+        _PIPELINES.add(self)
 
     def submit(self, call: CrossEntropyCall, attempts: Attempts) -> Future[CrossEntropyResult]:
         """The future result of an evaluation.
@@ -62,7 +70,7 @@ class Pipeline:
             if self._stream is None:
                 self._stream = Stream()
                 self._run_number += 1
-                _start(self._run, self._stream)
+                self._thread = _start(self._run, self._stream)
                 _start(self._watch, self._run_number)
             self._work.notify()
             if attempts.deadline < self._watched_until:
@@ -79,6 +87,12 @@ class Pipeline:
             self._give_up(stream)
         for entry in left:
             self._settle(entry, ClosedError(reason))
+
+    def end(self) -> None:
+        """Closes, and waits a while for the thread to end."""
+        self.close("the process ends")
+        if self._thread is not None:
+            self._thread.join(_END_TIMEOUT_S)
 
     def _run(self, first: Stream) -> None:
         stream: Stream | None = first
@@ -222,5 +236,14 @@ class Pipeline:
             entry.future.set_result(outcome)
 
 
-def _start(function: Callable[..., None], argument: Stream | int) -> None:
-    threading.Thread(target=function, args=(argument,), name="losswire-session", daemon=True).start()
+def _start(function: Callable[..., None], argument: Stream | int) -> threading.Thread:
+    thread = threading.Thread(target=function, args=(argument,), name="losswire-session", daemon=True)
+    thread.start()
+    return thread
+
+
+# A thread that is still in compiled code when the interpreter goes down ends the process with SIGABRT.
+@atexit.register
+def _end_all() -> None:
+    for pipeline in list(_PIPELINES):
+        pipeline.end()
