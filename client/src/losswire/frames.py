@@ -33,6 +33,12 @@ _STRETCH_BYTES: Final = 2**20
 # in float32, two labels before each stretch of two rows took asyncio a third of its throughput.
 _LABELS_AHEAD_BYTES: Final = 64 * 2**10
 
+# The generated classes look every name up in Python, and small batches are many.
+_LOGITS: Final = EvaluateRequest.LOGITS_FIELD_NUMBER
+_CLASS_INDICES: Final = EvaluateRequest.CLASS_INDICES_FIELD_NUMBER
+_CLASS_PROBABILITIES: Final = EvaluateRequest.CLASS_PROBABILITIES_FIELD_NUMBER
+_WEIGHT: Final = EvaluateRequest.WEIGHT_FIELD_NUMBER
+
 _Parts = list[bytes | memoryview]
 
 
@@ -43,13 +49,10 @@ def evaluate_request(evaluation: Evaluation, with_weight: bool) -> _Parts:
         evaluation: What to ask for.
         with_weight: Whether to send the class weights, not only their name.
     """
-    target_number = EvaluateRequest.CLASS_INDICES_FIELD_NUMBER
-    if evaluation.target_is_probabilities:
-        target_number = EvaluateRequest.CLASS_PROBABILITIES_FIELD_NUMBER
-    parts = _tensor(EvaluateRequest.LOGITS_FIELD_NUMBER, evaluation.logits)
-    parts += _tensor(target_number, evaluation.target)
+    parts = _tensor(_LOGITS, evaluation.logits)
+    parts += _tensor(_CLASS_PROBABILITIES if evaluation.target_is_probabilities else _CLASS_INDICES, evaluation.target)
     if with_weight and evaluation.weight is not None:
-        parts += _tensor(EvaluateRequest.WEIGHT_FIELD_NUMBER, evaluation.weight.tensor)
+        parts += _tensor(_WEIGHT, evaluation.weight.tensor)
     if evaluation.weight_digest is not None:
         parts.append(EvaluateRequest(weight_digest=evaluation.weight_digest).SerializeToString())
     parts.append(_options(evaluation.options.encoded))
@@ -72,7 +75,7 @@ def session_frames(evaluation: Evaluation, with_weight: bool) -> Iterator[bytes]
         parts = evaluate_request(evaluation, with_weight)
         byte_count = sum(map(len, parts))
         if byte_count <= MESSAGE_PAYLOAD_BYTES:
-            yield b"".join((field_head(EvaluateStreamRequest.REQUEST_FIELD_NUMBER, byte_count), *parts))
+            yield b"".join((_request_head(byte_count), *parts))
             return
     yield from evaluate_stream(evaluation, with_weight)
 
@@ -157,6 +160,11 @@ def _announce(tensor: HostTensor) -> TensorHeader:
 
 def _tensor(number: int, tensor: HostTensor) -> _Parts:
     return [_head(number, tensor.shape, tensor.dtype, tensor.data.nbytes), tensor.data]
+
+
+@functools.lru_cache(maxsize=1024)
+def _request_head(byte_count: int) -> bytes:
+    return field_head(EvaluateStreamRequest.REQUEST_FIELD_NUMBER, byte_count)
 
 
 @functools.lru_cache(maxsize=256)

@@ -92,6 +92,8 @@ def real(value: object, name: str) -> float:
         TypeError: if it is no real number.
         InvalidArgumentError: if it is too large.
     """
+    if type(value) is float:
+        return value
     if not isinstance(value, numbers.Real):
         refuse_type(name, value, "a number")
     try:
