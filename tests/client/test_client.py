@@ -17,6 +17,7 @@ import losswire
 from losswire import RetryPolicy, v1
 from losswire.evaluation import evaluation
 from losswire.frames import evaluate_stream
+from losswire.options import Options
 from losswire.v1.tensor_format import tensor_digest
 
 Code = grpc.StatusCode
@@ -206,7 +207,7 @@ def test_a_large_stream_is_tried_again_with_the_same_frames(fake_server: FakeSer
     logits = np.asfortranarray(BIG_LOGITS)
     connect(fake_server.target, retry=FAST).cross_entropy(logits, BIG_TARGET)
     first, second = fake_server.received
-    asked = evaluation(BIG_LOGITS, BIG_TARGET, None, -100, "mean", 0.0, (), 5, "nan", False, False)
+    asked = evaluation(BIG_LOGITS, BIG_TARGET, None, Options())
     expected = list(evaluate_stream(asked, True))
     assert first.messages == expected[:4]
     assert second.messages == expected

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from losswire import InvalidArgumentError, v1
-from losswire.evaluation import Evaluation, evaluation, timeout
+from losswire.evaluation import Evaluation, class_weight, evaluation, timeout
+from losswire.options import options as make_options
 from losswire.v1.tensor_format import tensor_digest
 
 LOGITS = np.zeros((3, 5), np.float32)
@@ -18,24 +19,13 @@ TARGET = np.zeros(3, np.int64)
 
 
 def build(**changes: Any) -> Evaluation:
-    arguments: dict[str, Any] = {
-        "logits": LOGITS,
-        "target": TARGET,
-        "weight": None,
-        "ignore_index": -100,
-        "reduction": "mean",
-        "label_smoothing": 0.0,
-        "outputs": (),
-        "top_k": 5,
-        "empty_mean": "nan",
-        "check_probabilities": False,
-        "checksum": False,
-    }
-    return evaluation(**(arguments | changes))
+    logits, target = changes.pop("logits", LOGITS), changes.pop("target", TARGET)
+    weight = class_weight(changes.pop("weight", None))
+    return evaluation(logits, target, weight, make_options(**changes))
 
 
 def options(**changes: Any) -> v1.CrossEntropyOptions:
-    return v1.CrossEntropyOptions.FromString(build(**changes).options)
+    return v1.CrossEntropyOptions.FromString(build(**changes).options.encoded)
 
 
 def test_options_reach_the_message() -> None:
@@ -163,9 +153,9 @@ def test_outputs_have_the_shape_of_class_indices(
 
 def test_the_losses_of_reduction_none_are_returned_once() -> None:
     loss, entropy = v1.Output.OUTPUT_LOSS, v1.Output.OUTPUT_ENTROPY
-    assert build(reduction="none", outputs=("entropy",)).returned == (entropy, loss)
-    assert build(reduction="none", outputs=("loss", "entropy")).returned == (loss, entropy)
-    assert build(outputs=("entropy",)).returned == (entropy,)
+    assert build(reduction="none", outputs=("entropy",)).options.returned == (entropy, loss)
+    assert build(reduction="none", outputs=("loss", "entropy")).options.returned == (loss, entropy)
+    assert build(outputs=("entropy",)).options.returned == (entropy,)
 
 
 def test_only_weights_beyond_256_bytes_have_a_name() -> None:

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from losswire import frames, v1
-from losswire.evaluation import OUTPUTS, Evaluation, evaluation
+from losswire.evaluation import Evaluation, class_weight, evaluation
+from losswire.options import OUTPUTS, Options, options
 from losswire.tensors import host_tensor
 
 FLOATING = ["float16", "float32", "float64", ml_dtypes.bfloat16]
@@ -46,15 +47,17 @@ def evaluations(draw: st.DrawFn) -> Evaluation:
     return evaluation(
         logits=array(shape, draw(st.sampled_from(FLOATING)), seed + 1),
         target=target,
-        weight=None if weight is None else array((weight,), draw(st.sampled_from(FLOATING)), seed + 2),
-        ignore_index=draw(st.integers(-(2**63), 2**63 - 1)),
-        reduction=draw(st.sampled_from(["none", "mean", "sum"])),
-        label_smoothing=draw(st.floats(0, 1)),
-        outputs=draw(st.lists(st.sampled_from(sorted(OUTPUTS)), unique=True)),
-        top_k=draw(st.integers(1, 2**31 - 1)),
-        empty_mean=draw(st.sampled_from(["nan", "zero", "error"])),
-        check_probabilities=draw(st.booleans()),
-        checksum=draw(st.booleans()),
+        weight=class_weight(None if weight is None else array((weight,), draw(st.sampled_from(FLOATING)), seed + 2)),
+        options=options(
+            ignore_index=draw(st.integers(-(2**63), 2**63 - 1)),
+            reduction=draw(st.sampled_from(["none", "mean", "sum"])),
+            label_smoothing=draw(st.floats(0, 1)),
+            outputs=draw(st.lists(st.sampled_from(sorted(OUTPUTS)), unique=True)),
+            top_k=draw(st.integers(1, 2**31 - 1)),
+            empty_mean=draw(st.sampled_from(["nan", "zero", "error"])),
+            check_probabilities=draw(st.booleans()),
+            checksum=draw(st.booleans()),
+        ),
     )
 
 
@@ -67,9 +70,9 @@ def expected_request(asked: Evaluation, with_weight: bool) -> v1.EvaluateRequest
     kind = "class_probabilities" if asked.target_is_probabilities else "class_indices"
     request = v1.EvaluateRequest(logits=tensor(asked.logits), weight_digest=asked.weight_digest)
     getattr(request, kind).CopyFrom(tensor(asked.target))
-    request.options.MergeFromString(asked.options)
+    request.options.MergeFromString(asked.options.encoded)
     if with_weight and asked.weight is not None:
-        request.weight.CopyFrom(tensor(asked.weight))
+        request.weight.CopyFrom(tensor(asked.weight.tensor))
     return request
 
 
@@ -92,14 +95,14 @@ def check_header(header: v1.EvaluateHeader, asked: Evaluation, with_weight: bool
     assert header.HasField("weight") == (with_weight and asked.weight is not None)
     if header.HasField("weight"):
         assert asked.weight is not None
-        announced.append((header.weight, asked.weight))
+        announced.append((header.weight, asked.weight.tensor))
     for tensor, host in announced:
         assert (tuple(tensor.shape), tensor.dtype, tensor.byte_count) == (host.shape, host.dtype, host.data.nbytes)
-    if asked.checksum:
+    if asked.options.checksum:
         assert header.logits.sha256 == hashlib.sha256(asked.logits.data).digest()
         assert getattr(header, kind).sha256 == hashlib.sha256(asked.target.data).digest()
     assert header.HasField("weight_digest") == (asked.weight_digest is not None)
-    assert header.options == v1.CrossEntropyOptions.FromString(asked.options)
+    assert header.options == v1.CrossEntropyOptions.FromString(asked.options.encoded)
 
 
 def labels_needed(asked: Evaluation, logits_bytes: int) -> int:
@@ -125,7 +128,7 @@ def test_a_stream_sends_each_target_before_its_logits_and_little_ahead(asked: Ev
     assert [frame.SerializeToString() for frame in (first, *rest)] == written
     check_header(first.header, asked, with_weight)
     sent = {"weight": b"", "target": b"", "logits": b""}
-    item_bytes = {"weight": 1 if asked.weight is None else asked.weight.item_bytes}
+    item_bytes = {"weight": 1 if asked.weight is None else asked.weight.tensor.item_bytes}
     item_bytes |= {"target": asked.target.item_bytes, "logits": asked.logits.item_bytes}
     sample_size = int(np.prod(asked.logits.shape[1:])) if len(asked.logits.shape) > 1 else asked.logits.size
     widest = max(item_bytes["logits"], item_bytes["target"] if asked.target_is_probabilities else 0)
@@ -147,11 +150,11 @@ def test_a_stream_sends_each_target_before_its_logits_and_little_ahead(asked: Ev
                 assert len(sent["logits"]) % (sample_size * asked.logits.item_bytes) == 0
     assert sent["logits"] == asked.logits.data
     assert sent["target"] == asked.target.data
-    assert sent["weight"] == (asked.weight.data if with_weight and asked.weight is not None else b"")
+    assert sent["weight"] == (asked.weight.tensor.data if with_weight and asked.weight is not None else b"")
 
 
 def asked_for(logits: npt.NDArray[Any], target: npt.NDArray[Any]) -> Evaluation:
-    return evaluation(logits, target, None, -100, "mean", 0.0, (), 5, "nan", False, False)
+    return evaluation(logits, target, None, Options())
 
 
 def payload_sizes(asked: Evaluation, kind: str) -> list[int]:

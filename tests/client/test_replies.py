@@ -12,6 +12,7 @@ import losswire
 from losswire import v1
 from losswire.evaluation import Evaluation, evaluation
 from losswire.info import server_info
+from losswire.options import Options
 from losswire.replies import EvaluationReply
 
 RANK, ENTROPY, TOP1 = v1.Output.OUTPUT_TARGET_RANK, v1.Output.OUTPUT_ENTROPY, v1.Output.OUTPUT_TOP1
@@ -20,7 +21,7 @@ INT64, FLOAT32 = v1.DataType.DATA_TYPE_INT64, v1.DataType.DATA_TYPE_FLOAT32
 
 def asked(outputs: tuple[str, ...], logits: Any = None, reduction: str = "mean") -> Evaluation:
     logits = np.zeros((2, 5, 3), np.float32) if logits is None else logits
-    return evaluation(logits, np.zeros(6, np.int64), None, -100, reduction, 0.0, outputs, 5, "nan", False, False)
+    return evaluation(logits, np.zeros(6, np.int64), None, Options(reduction=reduction, outputs=outputs))
 
 
 def chunk(output: Any, position: int, values: Any, dtype: Any = INT64) -> bytes:

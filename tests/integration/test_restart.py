@@ -37,9 +37,9 @@ class MortalServer:
         self._running: RunningServer = start_server(folder)
         self.address = self._running.address
 
-    def kill(self) -> None:
-        """Kill it as the kernel would, without a word to its clients."""
-        self._running.stop(signal.SIGKILL)
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Kill it as the kernel would, without a word to its clients, or by another signal."""
+        self._running.stop(number)
         (self._folder / "ready.json").unlink()
 
     def start(self) -> None:
@@ -67,6 +67,20 @@ def test_the_next_call_after_a_restart_succeeds_and_sends_the_weight_again(
         mortal.kill()
         mortal.start()
         assert [client.cross_entropy(logits, labels, WEIGHT).loss for _ in range(2)] == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_session_outlasts_a_restart_and_sends_the_weight_again(mortal: MortalServer, number: signal.Signals) -> None:
+    def batches() -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+        for index in range(120):
+            if index == 60:  # With others on their way.
+                mortal.kill(number)
+                mortal.start()
+            yield LOGITS, LABELS
+
+    with losswire.Client(mortal.address, retry=PATIENT) as client, client.session(WEIGHT) as session:
+        expected = client.cross_entropy(LOGITS, LABELS, WEIGHT).loss
+        assert [result.loss for result in session.map(batches())] == [expected] * 120
 
 
 def after_a_failed_attempt(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> threading.Thread:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from losswire.aio import AsyncClient
+from losswire.aio_session import AsyncSession
 from losswire.channels import Tls
 from losswire.client import Client
 from losswire.errors import (
@@ -34,6 +35,7 @@ from losswire.errors import (
 from losswire.info import Limits, ServerInfo
 from losswire.results import CrossEntropyResult, Timings, merge
 from losswire.retry import RetryPolicy
+from losswire.session import Session
 
 if TYPE_CHECKING:
     from losswire import torch as torch
@@ -42,6 +44,7 @@ __version__ = version("losswire")
 
 __all__ = [
     "AsyncClient",
+    "AsyncSession",
     "CallCancelledError",
     "Client",
     "ClosedError",
@@ -57,6 +60,7 @@ __all__ = [
     "QuotaError",
     "RetryPolicy",
     "ServerInfo",
+    "Session",
     "Timings",
     "Tls",
     "TooLargeError",

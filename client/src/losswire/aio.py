@@ -8,20 +8,24 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
+from losswire.aio_session import AsyncSession
 from losswire.aio_transports import AsyncGrpcTransport, AsyncTransport, ThreadTransport
-from losswire.base import DEFAULT_TIMEOUT_S, ClientBase, is_large
+from losswire.base import DEFAULT_TIMEOUT_S, ClientBase
 from losswire.calls import Call, Exchange, GetInfoCall
 from losswire.channels import Tls
 from losswire.errors import LosswireError
 from losswire.in_process import LOCAL_TARGET, InProcessTransport, load_local_server
 from losswire.info import ServerInfo
+from losswire.options import options
+from losswire.pipeline import Pipeline
 from losswire.results import CrossEntropyResult
 from losswire.retry import RetryPolicy
+from losswire.session_base import Question, Room, is_large
 
 _Answer = TypeVar("_Answer")
 
 
-class AsyncClient(ClientBase):
+class AsyncClient(ClientBase[AsyncSession]):
     """`Client` with awaitable methods. It belongs to the event loop of its first call.
 
     Cancelling a task that waits for a call cancels the call on the server too.
@@ -60,19 +64,17 @@ class AsyncClient(ClientBase):
         checksum: bool = False,
     ) -> CrossEntropyResult:
         """Evaluates `torch.nn.CrossEntropyLoss`; see `Client.cross_entropy`."""
-        arguments = (
-            logits,
-            target,
-            weight,
-            ignore_index,
-            reduction,
-            label_smoothing,
-            outputs,
-            top_k,
-            empty_mean,
-            check_probabilities,
-            checksum,
+        chosen = options(
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            outputs=outputs,
+            top_k=top_k,
+            empty_mean=empty_mean,
+            check_probabilities=check_probabilities,
+            checksum=checksum,
         )
+        arguments = (logits, target, weight, chosen)
         if is_large((logits, target, weight)):
             call = await asyncio.to_thread(self._cross_entropy_call, *arguments)
         else:
@@ -96,6 +98,7 @@ class AsyncClient(ClientBase):
     async def close(self) -> None:
         """Ends all calls and connections. A closed client stays closed."""
         self._closed = True
+        self._close_sessions()
         await self._transport.close()
 
     async def __aenter__(self) -> AsyncClient:
@@ -110,6 +113,9 @@ class AsyncClient(ClientBase):
         if self.target == LOCAL_TARGET:
             return ThreadTransport(InProcessTransport(load_local_server()))
         return AsyncGrpcTransport(self._endpoint, channels)
+
+    def _open_session(self, question: Question, room: Room) -> AsyncSession:
+        return AsyncSession(question, Pipeline(self._transport.blocking()), room, self.target)
 
     async def _run(self, call: Call[_Answer], timeout_s: float | None, policy: RetryPolicy | None = None) -> _Answer:
         attempts = self._attempts(timeout_s, policy)

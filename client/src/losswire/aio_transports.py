@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol, cast
@@ -20,6 +19,7 @@ import grpc.aio
 from losswire.channels import Endpoint
 from losswire.errors import CallCancelledError
 from losswire.transports import GrpcTransport, Transport, drain, grpc_timeout, translate
+from losswire.turns import Turns
 
 _MAX_THREADS: Final = 64
 
@@ -37,6 +37,10 @@ class AsyncTransport(Protocol):
 
     async def stream(self, frames: Iterator[bytes], timeout_s: float, take: Callable[[bytes], None]) -> None:
         """Gives each reply to the frames of an `EvaluateStream` to `take`, perhaps in another thread."""
+        ...
+
+    def blocking(self) -> Transport:
+        """The transport beneath, for threads that read streams on their own."""
         ...
 
     async def close(self) -> None:
@@ -68,6 +72,10 @@ class ThreadTransport:
             replies.cancel()
             raise
 
+    def blocking(self) -> Transport:
+        """The transport beneath."""
+        return self._transport
+
     async def close(self) -> None:
         """Ends all calls and connections."""
         await asyncio.to_thread(self._transport.close)
@@ -78,7 +86,7 @@ class ThreadTransport:
 
 
 class AsyncGrpcTransport:
-    """Carries single messages over `channel_count` connections in turn, and streams over as many others.
+    """Carries single messages over `channel_count` connections, and streams over as many others.
 
     Connections are opened by the first call that needs them, and belong to the event loop that runs then.
     """
@@ -87,7 +95,7 @@ class AsyncGrpcTransport:
         self._endpoint = endpoint
         self._channel_count = channel_count
         self._channels: list[grpc.aio.Channel] = []
-        self._turns = itertools.count()
+        self._turns = Turns(channel_count)
         self._streams: ThreadTransport | None = None
 
     async def connect(self, timeout_s: float) -> None:
@@ -102,9 +110,10 @@ class AsyncGrpcTransport:
 
     async def unary(self, method: str, request: bytes, timeout_s: float) -> bytes:
         """The reply to one message."""
-        invoke: Any = self._next_channel().unary_unary(method)
-        call = invoke(request, timeout=grpc_timeout(timeout_s), metadata=self._endpoint.metadata())
+        index = self._turns.take()
         try:
+            invoke: Any = self._channel(index).unary_unary(method)
+            call = invoke(request, timeout=grpc_timeout(timeout_s), metadata=self._endpoint.metadata())
             # When the task is cancelled, gRPC cancels the call.
             return cast(bytes, await call)
         except grpc.RpcError as error:
@@ -114,12 +123,16 @@ class AsyncGrpcTransport:
             if task is not None and task.cancelling():
                 raise
             raise CallCancelledError("the channel was closed during the call") from error
+        finally:
+            self._turns.give_back(index)
 
     async def stream(self, frames: Iterator[bytes], timeout_s: float, take: Callable[[bytes], None]) -> None:
         """Gives each reply to `take`, in another thread."""
-        if self._streams is None:
-            self._streams = ThreadTransport(GrpcTransport(self._endpoint, self._channel_count))
-        await self._streams.stream(frames, timeout_s, take)
+        await self._over_threads().stream(frames, timeout_s, take)
+
+    def blocking(self) -> Transport:
+        """The transport of the streams."""
+        return self._over_threads().blocking()
 
     async def close(self) -> None:
         """Ends all calls and connections."""
@@ -128,10 +141,15 @@ class AsyncGrpcTransport:
         if self._streams is not None:
             await self._streams.close()
 
-    def _next_channel(self) -> grpc.aio.Channel:
+    def _over_threads(self) -> ThreadTransport:
+        if self._streams is None:
+            self._streams = ThreadTransport(GrpcTransport(self._endpoint, self._channel_count))
+        return self._streams
+
+    def _channel(self, index: int) -> grpc.aio.Channel:
         if not self._channels:
             self._channels = [_open_channel(self._endpoint) for _ in range(self._channel_count)]
-        return self._channels[next(self._turns) % self._channel_count]
+        return self._channels[index]
 
 
 def _open_channel(endpoint: Endpoint) -> grpc.aio.Channel:

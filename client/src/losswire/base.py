@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from losswire.calls import CrossEntropyCall, KnownWeights, PutTensorCall
 from losswire.channels import Endpoint, Tls
 from losswire.errors import ClosedError, InvalidArgumentError
-from losswire.evaluation import evaluation, timeout
+from losswire.evaluation import class_weight, evaluation, timeout
+from losswire.options import Options, options
 from losswire.retry import Attempts, RetryBudget, RetryPolicy
+from losswire.session_base import (
+    DEFAULT_MAX_PENDING,
+    DEFAULT_MAX_PENDING_BYTES,
+    Question,
+    Room,
+    SessionBase,
+    own_weight,
+)
 from losswire.tensors import host_tensor
-from losswire.v1.framing import MESSAGE_PAYLOAD_BYTES
 
 DEFAULT_TIMEOUT_S: Final = 60.0
 
 
-class ClientBase:
+_Session = TypeVar("_Session", bound=SessionBase)
+
+
+class ClientBase(ABC, Generic[_Session]):
     """Settings of a client, and what it remembers from call to call."""
 
     def __init__(
@@ -36,12 +49,84 @@ class ClientBase:
         self._policy = retry or RetryPolicy()
         self._budget = RetryBudget(self._policy)
         self._known_weights = KnownWeights()
+        self._sessions: weakref.WeakSet[SessionBase] = weakref.WeakSet()
         self._closed = False
 
     @property
     def target(self) -> str:
         """The server's address, as it was given."""
         return self._endpoint.target
+
+    def session(
+        self,
+        weight: Any = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        outputs: Iterable[str] = (),
+        top_k: int = 5,
+        empty_mean: str = "nan",
+        check_probabilities: bool = False,
+        timeout_s: float | None = None,
+        checksum: bool = False,
+        max_pending: int = DEFAULT_MAX_PENDING,
+        max_pending_bytes: int = DEFAULT_MAX_PENDING_BYTES,
+    ) -> _Session:
+        """Many evaluations with the same options on one stream: a worker that sends small batches all day pays less.
+
+        >>> with client.session(label_smoothing=0.1) as session:  # doctest: +SKIP
+        ...     losses = [result.loss for result in session.map(batches)]
+
+        Arguments that `cross_entropy` has too mean the same; the weight is copied. The stream goes over one connection:
+        open several sessions to use several.
+
+        Args:
+            weight: `(C)` factor for the loss of each class. Default: 1 for every class.
+            ignore_index: Class index whose positions add nothing to the loss or its denominator.
+            reduction: "mean", "sum" or "none".
+            label_smoothing: Share of the target spread evenly over all classes, in [0.0, 1.0].
+            outputs: Per-position results to return as well.
+            top_k: k of "topk", >= 1.
+            empty_mean: What a mean over no position is: "nan", "zero" or "error".
+            check_probabilities: Whether to refuse class probabilities that are negative or do not sum to 1.
+            timeout_s: Time limit of each evaluation, in seconds. Default: the client's.
+            checksum: Whether the server verifies the SHA-256 of logits and target.
+            max_pending: Evaluations that may be under way at once, >= 1; the next one waits.
+            max_pending_bytes: Bytes of logits and targets that may be; an evaluation that is larger goes alone.
+
+        Raises:
+            TypeError: if an argument has the wrong Python type.
+            InvalidArgumentError: if a value has no place on the wire, or is out of range.
+            ClosedError: if the client is closed.
+        """
+        self._require_open()
+        chosen = options(
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            outputs=outputs,
+            top_k=top_k,
+            empty_mean=empty_mean,
+            check_probabilities=check_probabilities,
+            checksum=checksum,
+        )
+        limit_s = self._timeout_s if timeout_s is None else timeout(timeout_s)
+
+        def begin(seconds: float | None) -> Attempts:
+            return self._attempts(limit_s if seconds is None else seconds)
+
+        question = Question(own_weight(weight), chosen, self._known_weights, begin)
+        session = self._open_session(question, Room(max_pending, max_pending_bytes))
+        self._sessions.add(session)
+        return session
+
+    @abstractmethod
+    def _open_session(self, question: Question, room: Room) -> _Session: ...
+
+    def _close_sessions(self) -> None:
+        for session in list(self._sessions):
+            session.abort(str(self._closed_error()))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.target!r})"
@@ -52,15 +137,13 @@ class ClientBase:
 
     def _require_open(self, cause: Exception | None = None) -> None:
         if self._closed:
-            raise ClosedError(f"the client of {self.target} is closed; make a new one to call again") from cause
+            raise self._closed_error() from cause
 
-    def _cross_entropy_call(self, *arguments: Any) -> CrossEntropyCall:
-        return CrossEntropyCall(evaluation(*arguments), self._known_weights)
+    def _closed_error(self) -> ClosedError:
+        return ClosedError(f"the client of {self.target} is closed; make a new one to call again")
+
+    def _cross_entropy_call(self, logits: Any, target: Any, weight: Any, options: Options) -> CrossEntropyCall:
+        return CrossEntropyCall(evaluation(logits, target, class_weight(weight), options), self._known_weights)
 
     def _put_tensor_call(self, weight: Any) -> PutTensorCall:
         return PutTensorCall(host_tensor(weight, "weight"), self._known_weights)
-
-
-def is_large(values: Iterable[Any]) -> bool:
-    """Whether copying or hashing the arrays would hold up an event loop noticeably."""
-    return sum(getattr(value, "nbytes", 0) for value in values) > MESSAGE_PAYLOAD_BYTES

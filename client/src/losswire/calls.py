@@ -56,7 +56,8 @@ class KnownWeights:
                 del self._digests[next(iter(self._digests))]
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, like HostTensor.
+@dataclass(slots=True)
 class Exchange(Generic[_Answer]):
     """One attempt of a call.
 
@@ -90,34 +91,60 @@ class CrossEntropyCall(Call[CrossEntropyResult]):
     """Evaluates a batch: in one message where request and reply fit into one, else in a stream."""
 
     def __init__(self, evaluation: Evaluation, known_weights: KnownWeights) -> None:
-        self._evaluation = evaluation
+        self.evaluation = evaluation
         self._known_weights = known_weights
         digest = evaluation.weight_digest
         self._with_weight = digest is None or digest not in known_weights
+        self._carried_weight = False  # Whether the last attempt did.
 
     def exchange(self) -> Exchange[CrossEntropyResult]:
         """The next attempt."""
-        evaluation = self._evaluation
-        if not evaluation.checksum and _output_bytes(evaluation) <= MESSAGE_PAYLOAD_BYTES:
+        evaluation = self.evaluation
+        self._carried_weight = self._with_weight
+        if not evaluation.options.checksum and _output_bytes(evaluation) <= MESSAGE_PAYLOAD_BYTES:
             parts = frames.evaluate_request(evaluation, self._with_weight)
             if sum(map(len, parts)) <= MESSAGE_PAYLOAD_BYTES:
                 reply = SingleReply(lambda message: read_evaluate_response(message, evaluation))
                 return Exchange(EVALUATE, b"".join(parts), reply)
-        stream = frames.evaluate_stream(evaluation, self._with_weight)
-        return Exchange(EVALUATE_STREAM, stream, EvaluationReply(evaluation))
+        return self._stream_exchange()
+
+    def session_exchange(self, weights_sent: set[bytes]) -> tuple[Iterator[bytes], EvaluationReply]:
+        """The next attempt on a stream that other evaluations share: its frames, and what takes the reply.
+
+        Args:
+            weights_sent: Names of the weights that went ahead on this stream; this one's is added.
+        """
+        digest = self.evaluation.weight_digest
+        self._carried_weight = self._with_weight and digest not in weights_sent
+        if self._carried_weight and digest is not None:
+            weights_sent.add(digest)
+        return frames.session_frames(self.evaluation, self._carried_weight), EvaluationReply(self.evaluation)
+
+    def _stream_exchange(self) -> Exchange[CrossEntropyResult]:
+        stream = frames.evaluate_stream(self.evaluation, self._with_weight)
+        return Exchange(EVALUATE_STREAM, stream, EvaluationReply(self.evaluation))
 
     def failed(self, error: LosswireError) -> bool:
         """Has the weight sent along when the server does not hold it."""
         weight_missing = isinstance(error, NotFoundError) and error.reason == "TENSOR_NOT_FOUND"
-        if self._with_weight or not weight_missing:
+        if self._carried_weight or not weight_missing:
             return False
         self._with_weight = True
         return True
 
     def succeeded(self) -> None:
         """Remembers that the server now holds the weight."""
-        if self._evaluation.weight_digest is not None and self._with_weight:
-            self._known_weights.add(self._evaluation.weight_digest)
+        if self.evaluation.weight_digest is not None and self._with_weight:
+            self._known_weights.add(self.evaluation.weight_digest)
+
+
+class StreamedCrossEntropyCall(CrossEntropyCall):
+    """Evaluates a batch in a stream, however small it is."""
+
+    def exchange(self) -> Exchange[CrossEntropyResult]:
+        """The next attempt."""
+        self._carried_weight = self._with_weight
+        return self._stream_exchange()
 
 
 class PutTensorCall(Call[bytes]):
@@ -148,7 +175,8 @@ class GetInfoCall(Call[ServerInfo]):
 
 def _output_bytes(evaluation: Evaluation) -> int:
     """Bytes of all outputs in the reply."""
-    if not evaluation.returned:
+    returned = evaluation.options.returned
+    if not returned:
         return 0
-    position_bytes = sum(ITEM_BYTES[evaluation.output_dtype(number)] for number in evaluation.returned)
+    position_bytes = sum(ITEM_BYTES[evaluation.output_dtype(number)] for number in returned)
     return evaluation.position_count * position_bytes

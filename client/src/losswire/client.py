@@ -13,14 +13,18 @@ from losswire.channels import Tls
 from losswire.errors import LosswireError
 from losswire.in_process import LOCAL_TARGET, InProcessTransport, load_local_server
 from losswire.info import ServerInfo
+from losswire.options import options
+from losswire.pipeline import Pipeline
 from losswire.results import CrossEntropyResult
 from losswire.retry import RetryPolicy
+from losswire.session import Session
+from losswire.session_base import Question, Room
 from losswire.transports import GrpcTransport, Transport, drain
 
 _Answer = TypeVar("_Answer")
 
 
-class Client(ClientBase):
+class Client(ClientBase[Session]):
     """Evaluates losses on a server, or in this process with the target "local:". Threads may share it.
 
     >>> with losswire.Client("localhost:50051") as client:  # doctest: +SKIP
@@ -35,7 +39,9 @@ class Client(ClientBase):
         token: Bearer token, or a quick function that returns the current one, called before every attempt. Sent only
             over TLS or to this machine.
         retry: When to try again; `RetryPolicy(max_attempts=1)` never does. Default: `RetryPolicy()`.
-        channels: Connections to open, >= 1. More than one helps where a single one is the bottleneck.
+        channels: Connections to open, >= 1; a call takes the one with the fewest under way. More than one helps where a
+            single one is the bottleneck, and where several processes share the server's port: each connection lands
+            on one of them by chance, so three times as many connections as processes reach nearly all.
         channel_options: gRPC's channel arguments, which replace ours of the same name.
 
     Raises:
@@ -100,20 +106,17 @@ class Client(ClientBase):
             InvalidArgumentError: if the arguments are wrong or do not fit each other; `field` names the one at fault.
             LosswireError: its other kinds, if the server cannot be reached or cannot answer.
         """
-        call = self._cross_entropy_call(
-            logits,
-            target,
-            weight,
-            ignore_index,
-            reduction,
-            label_smoothing,
-            outputs,
-            top_k,
-            empty_mean,
-            check_probabilities,
-            checksum,
+        chosen = options(
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            outputs=outputs,
+            top_k=top_k,
+            empty_mean=empty_mean,
+            check_probabilities=check_probabilities,
+            checksum=checksum,
         )
-        return self._run(call, timeout_s)
+        return self._run(self._cross_entropy_call(logits, target, weight, chosen), timeout_s)
 
     def put_tensor(self, weight: Any, *, timeout_s: float | None = None) -> bytes:
         """Registers class weights and returns the 32 bytes that name them.
@@ -139,6 +142,7 @@ class Client(ClientBase):
     def close(self) -> None:
         """Ends all calls and connections. A closed client stays closed."""
         self._closed = True
+        self._close_sessions()
         self._transport.close()
 
     def __enter__(self) -> Client:
@@ -153,6 +157,9 @@ class Client(ClientBase):
         if self.target == LOCAL_TARGET:
             return InProcessTransport(load_local_server())
         return GrpcTransport(self._endpoint, channels)
+
+    def _open_session(self, question: Question, room: Room) -> Session:
+        return Session(question, Pipeline(self._transport), room, self.target)
 
     def _run(self, call: Call[_Answer], timeout_s: float | None, policy: RetryPolicy | None = None) -> _Answer:
         attempts = self._attempts(timeout_s, policy)

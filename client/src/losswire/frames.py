@@ -33,6 +33,12 @@ _STRETCH_BYTES: Final = 2**20
 # in float32, two labels before each stretch of two rows took asyncio a third of its throughput.
 _LABELS_AHEAD_BYTES: Final = 64 * 2**10
 
+# The generated classes look every name up in Python, and small batches are many.
+_LOGITS: Final = EvaluateRequest.LOGITS_FIELD_NUMBER
+_CLASS_INDICES: Final = EvaluateRequest.CLASS_INDICES_FIELD_NUMBER
+_CLASS_PROBABILITIES: Final = EvaluateRequest.CLASS_PROBABILITIES_FIELD_NUMBER
+_WEIGHT: Final = EvaluateRequest.WEIGHT_FIELD_NUMBER
+
 _Parts = list[bytes | memoryview]
 
 
@@ -43,22 +49,35 @@ def evaluate_request(evaluation: Evaluation, with_weight: bool) -> _Parts:
         evaluation: What to ask for.
         with_weight: Whether to send the class weights, not only their name.
     """
-    target_number = EvaluateRequest.CLASS_INDICES_FIELD_NUMBER
-    if evaluation.target_is_probabilities:
-        target_number = EvaluateRequest.CLASS_PROBABILITIES_FIELD_NUMBER
-    parts = _tensor(EvaluateRequest.LOGITS_FIELD_NUMBER, evaluation.logits)
-    parts += _tensor(target_number, evaluation.target)
+    parts = _tensor(_LOGITS, evaluation.logits)
+    parts += _tensor(_CLASS_PROBABILITIES if evaluation.target_is_probabilities else _CLASS_INDICES, evaluation.target)
     if with_weight and evaluation.weight is not None:
-        parts += _tensor(EvaluateRequest.WEIGHT_FIELD_NUMBER, evaluation.weight)
+        parts += _tensor(_WEIGHT, evaluation.weight.tensor)
     if evaluation.weight_digest is not None:
         parts.append(EvaluateRequest(weight_digest=evaluation.weight_digest).SerializeToString())
-    parts += [field_head(EvaluateRequest.OPTIONS_FIELD_NUMBER, len(evaluation.options)), evaluation.options]
+    parts.append(_options(evaluation.options.encoded))
     return parts
 
 
 def put_tensor_request(tensor: HostTensor) -> bytes:
     """A `PutTensorRequest`."""
     return b"".join(_tensor(PutTensorRequest.TENSOR_FIELD_NUMBER, tensor))
+
+
+def session_frames(evaluation: Evaluation, with_weight: bool) -> Iterator[bytes]:
+    """The `EvaluateStreamRequest` frames of one evaluation among others: one where it fits, else a header and chunks.
+
+    Args:
+        evaluation: What to ask for.
+        with_weight: Whether to send the class weights, not only their name.
+    """
+    if not evaluation.options.checksum:
+        parts = evaluate_request(evaluation, with_weight)
+        byte_count = sum(map(len, parts))
+        if byte_count <= MESSAGE_PAYLOAD_BYTES:
+            yield b"".join((_request_head(byte_count), *parts))
+            return
+    yield from evaluate_stream(evaluation, with_weight)
 
 
 def evaluate_stream(evaluation: Evaluation, with_weight: bool) -> Iterator[bytes]:
@@ -74,7 +93,7 @@ def evaluate_stream(evaluation: Evaluation, with_weight: bool) -> Iterator[bytes
     """
     yield EvaluateStreamRequest(header=_header(evaluation, with_weight)).SerializeToString()
     if with_weight and evaluation.weight is not None:
-        yield from _payload(EvaluateStreamRequest.WEIGHT_FIELD_NUMBER, evaluation.weight.data)
+        yield from _payload(EvaluateStreamRequest.WEIGHT_FIELD_NUMBER, evaluation.weight.tensor.data)
     ahead = 0 if evaluation.target_is_probabilities else _LABELS_AHEAD_BYTES
     target_sent = logits_sent = 0
     for logits_stop, target_needed in _stretches(evaluation):
@@ -126,12 +145,12 @@ def _header(evaluation: Evaluation, with_weight: bool) -> EvaluateHeader:
     header = EvaluateHeader(
         logits=_announce(evaluation.logits),
         weight_digest=evaluation.weight_digest,
-        options=CrossEntropyOptions.FromString(evaluation.options),
+        options=CrossEntropyOptions.FromString(evaluation.options.encoded),
     )
     kind = header.class_probabilities if evaluation.target_is_probabilities else header.class_indices
     kind.CopyFrom(_announce(evaluation.target))
     if with_weight and evaluation.weight is not None:
-        header.weight.CopyFrom(_announce(evaluation.weight))
+        header.weight.CopyFrom(_announce(evaluation.weight.tensor))
     return header
 
 
@@ -141,6 +160,16 @@ def _announce(tensor: HostTensor) -> TensorHeader:
 
 def _tensor(number: int, tensor: HostTensor) -> _Parts:
     return [_head(number, tensor.shape, tensor.dtype, tensor.data.nbytes), tensor.data]
+
+
+@functools.lru_cache(maxsize=1024)
+def _request_head(byte_count: int) -> bytes:
+    return field_head(EvaluateStreamRequest.REQUEST_FIELD_NUMBER, byte_count)
+
+
+@functools.lru_cache(maxsize=256)
+def _options(encoded: bytes) -> bytes:
+    return field_head(EvaluateRequest.OPTIONS_FIELD_NUMBER, len(encoded)) + encoded
 
 
 @functools.lru_cache(maxsize=1024)

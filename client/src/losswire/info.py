@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from losswire.evaluation import OUTPUTS
+from losswire.options import OUTPUTS
 from losswire.v1 import GetInfoResponse
 from losswire.v1.tensor_format import dtype_name
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 
 from losswire.errors import InternalError
-from losswire.evaluation import OUTPUTS, Evaluation
+from losswire.evaluation import Evaluation
+from losswire.options import OUTPUTS
 from losswire.results import CrossEntropyResult, Timings
 from losswire.tensors import numpy_array, numpy_dtype
 from losswire.v1 import CrossEntropyResult as ResultMessage
@@ -63,7 +64,7 @@ class EvaluationReply:
     def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
         self._arrays: _Arrays = {}
-        self._filled = dict.fromkeys(evaluation.returned, 0)
+        self._filled = dict.fromkeys(evaluation.options.returned, 0)
         self._result: ResultMessage | None = None
 
     def add(self, message: bytes) -> None:
@@ -78,6 +79,11 @@ class EvaluationReply:
         else:
             raise InternalError("the server sent an empty frame")
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the result has come, after which there is nothing more."""
+        return self._result is not None
+
     def answer(self) -> CrossEntropyResult:
         """The result, with all outputs."""
         if self._result is None:
@@ -88,8 +94,7 @@ class EvaluationReply:
                     f"the server sent {filled} of {self._evaluation.position_count} positions of "
                     f"{_OUTPUT_NAMES[number]}"
                 )
-        shape = self._evaluation.index_shape
-        arrays = {number: self._array(number).reshape(shape) for number in self._filled}
+        arrays = {number: self._array(number).reshape(self._evaluation.index_shape) for number in self._filled}
         return _result(self._result, arrays, self._evaluation)
 
     def _add_chunk(self, chunk: OutputChunk) -> None:
@@ -122,11 +127,14 @@ class EvaluationReply:
 def read_evaluate_response(message: bytes, evaluation: Evaluation) -> CrossEntropyResult:
     """The result in an `EvaluateResponse`."""
     result = parse(EvaluateResponse, message).result
+    returned = evaluation.options.returned
+    if not returned:
+        return _result(result, {}, evaluation)
     arrays: _Arrays = {
         output.output: numpy_array(output.values.data, output.values.dtype, output.values.shape)
         for output in result.outputs
     }
-    missing = [_OUTPUT_NAMES[number] for number in evaluation.returned if number not in arrays]
+    missing = [_OUTPUT_NAMES[number] for number in returned if number not in arrays]
     if missing:
         raise InternalError(f"the server sent no {', '.join(missing)}")
     return _result(result, arrays, evaluation)
@@ -145,16 +153,16 @@ def parse(message_class: type[_MessageT], message: bytes) -> _MessageT:
 
 
 def _result(message: ResultMessage, arrays: _Arrays, evaluation: Evaluation) -> CrossEntropyResult:
-    loss = arrays[OUTPUTS["loss"]] if evaluation.reduction == "none" else message.loss
-    timings = message.timings
+    options, timings = evaluation.options, message.timings
+    loss = arrays[OUTPUTS["loss"]] if options.reduction == "none" else message.loss
     return CrossEntropyResult(
         loss=loss,
         loss_sum=message.loss_sum,
         weight_sum=message.weight_sum,
         counted=message.counted,
         ignored=message.ignored,
-        outputs={name: arrays[OUTPUTS[name]] for name in evaluation.outputs},
+        outputs={name: arrays[OUTPUTS[name]] for name in options.outputs} if options.outputs else {},
         timings=Timings(timings.receive_s, timings.queue_s, timings.compute_s),
-        reduction=evaluation.reduction,
-        empty_mean=evaluation.empty_mean,
+        reduction=options.reduction,
+        empty_mean=options.empty_mean,
     )

@@ -96,6 +96,11 @@ class RetryBudget:
             return True
 
 
+def may_pass(error: LosswireError) -> bool:
+    """Whether an error is one of those that pass."""
+    return isinstance(error, _RETRYABLE)
+
+
 class Attempts:
     """The attempts of one call: how much time is left, and whether and when to try again."""
 
@@ -119,6 +124,11 @@ class Attempts:
         self._connect_deadline = -math.inf
         budget.earn()
 
+    @property
+    def deadline(self) -> float:
+        """When the call shall have ended, on the clock; infinite where it may take for ever."""
+        return self._deadline
+
     def remaining_s(self) -> float:
         """Seconds until the deadline, > 0; infinite where there is none.
 
@@ -136,11 +146,15 @@ class Attempts:
         """Seconds that the next attempt may wait for a connection; 0 for the first, so that a wrong address is told."""
         return max(0.0, min(self._connect_deadline, self._deadline) - self._clock())
 
-    def delay_s(self, error: LosswireError) -> float:
+    def delay_s(self, error: LosswireError, *, spend: bool = True) -> float:
         """Seconds to wait before the next attempt, after `error` ended the last one.
 
         A delay that the server asked for is kept, plus the jittered backoff, so that those who were turned away
         together do not come back together.
+
+        Args:
+            error: What ended the attempt.
+            spend: Whether the next attempt takes a retry from the budget; False where it shares one with another call.
 
         Raises:
             LosswireError: `error` itself, if there shall be no further attempt: its kind never passes, the server
@@ -150,9 +164,9 @@ class Attempts:
         if self._failed == 0:
             self._connect_deadline = self._clock() + self._policy.max_connect_wait_s
         self._failed += 1
-        if not isinstance(error, _RETRYABLE) or error.retry_forbidden or self._failed >= self._policy.max_attempts:
+        if not may_pass(error) or error.retry_forbidden or self._failed >= self._policy.max_attempts:
             raise error
         delay = self._uniform(0.0, self._policy.longest_backoff_s(self._failed)) + (error.retry_after_s or 0.0)
-        if delay >= self._deadline - self._clock() or not self._budget.spend():
+        if delay >= self._deadline - self._clock() or (spend and not self._budget.spend()):
             raise error
         return delay

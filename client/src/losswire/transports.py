@@ -5,7 +5,6 @@ A transport knows bytes and time limits, and raises `LosswireError`; what the by
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import grpc
 from losswire.calls import EVALUATE_STREAM, UNARY_METHODS
 from losswire.channels import Endpoint
 from losswire.errors import CallCancelledError, LosswireError, error_from_status
+from losswire.turns import Turns
 
 _READY: Final = grpc.ChannelConnectivity.READY.value[0]
 _CONNECT_POLL_S: Final = 0.2
@@ -55,19 +55,17 @@ class Transport(Protocol):
 
 
 class GrpcTransport:
-    """Carries calls over `channel_count` connections in turn."""
+    """Carries calls over `channel_count` connections."""
 
     def __init__(self, endpoint: Endpoint, channel_count: int) -> None:
         self._endpoint = endpoint
         self._closed = False
         self._channels = [_open_channel(endpoint) for _ in range(channel_count)]
-        self._unary: dict[str, Iterator[_Invoke]] = {
-            method: itertools.cycle([channel.unary_unary(method) for channel in self._channels])
-            for method in UNARY_METHODS
+        self._turns = Turns(channel_count)
+        self._unary: dict[str, list[_Invoke]] = {
+            method: [channel.unary_unary(method) for channel in self._channels] for method in UNARY_METHODS
         }
-        self._stream: Iterator[_Invoke] = itertools.cycle(
-            [channel.stream_stream(EVALUATE_STREAM) for channel in self._channels]
-        )
+        self._stream: list[_Invoke] = [channel.stream_stream(EVALUATE_STREAM) for channel in self._channels]
 
     def connect(self, timeout_s: float) -> None:
         """Waits until all connections stand, the time is up or the transport is closed."""
@@ -82,14 +80,25 @@ class GrpcTransport:
 
     def unary(self, method: str, request: bytes, timeout_s: float) -> bytes:
         """The reply to one message."""
+        index = self._turns.take()
         try:
-            return cast(bytes, self._invoke(self._unary[method], request, timeout_s))
+            return cast(bytes, self._invoke(self._unary[method][index], request, timeout_s))
         except grpc.RpcError as error:
             raise translate(error, self._endpoint) from error
+        finally:
+            self._turns.give_back(index)
 
     def stream(self, frames: Iterator[bytes], timeout_s: float) -> ReplyStream:
         """The replies to the frames of a stream. gRPC takes the frames in a thread of its own."""
-        return _GrpcStream(self._invoke(self._stream, frames, timeout_s), self._endpoint)
+        index = self._turns.take()
+        try:
+            call = self._invoke(self._stream[index], frames, timeout_s)
+        except BaseException:
+            self._turns.give_back(index)
+            raise
+        if not call.add_callback(lambda: self._turns.give_back(index)):
+            self._turns.give_back(index)  # It has ended already.
+        return _GrpcStream(call, self._endpoint)
 
     def close(self) -> None:
         """Ends all calls and connections."""
@@ -97,10 +106,10 @@ class GrpcTransport:
         for channel in self._channels:
             channel.close()
 
-    def _invoke(self, turns: Iterator[_Invoke], request: bytes | Iterator[bytes], timeout_s: float) -> Any:
+    def _invoke(self, method: _Invoke, request: bytes | Iterator[bytes], timeout_s: float) -> Any:
         metadata = self._endpoint.metadata()
         try:
-            return next(turns)(request, timeout=grpc_timeout(timeout_s), metadata=metadata)
+            return method(request, timeout=grpc_timeout(timeout_s), metadata=metadata)
         except ValueError as error:
             # What gRPC raises where another thread has closed the channel.
             if self._closed:

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from losswire.channels import Tls
-from losswire.commands import evaluate, explain, info, ping
+from losswire.commands import bench, evaluate, explain, info, ping
 from losswire.commands.console import CommandGroup, out
 
 __all__ = ["app"]
@@ -17,6 +17,7 @@ __all__ = ["app"]
 app: Final = typer.Typer(cls=CommandGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command("eval")(evaluate.evaluate)
 app.command("evaluate", hidden=True)(evaluate.evaluate)
+app.command()(bench.bench)
 app.command()(explain.explain)
 app.command()(info.info)
 app.command()(ping.ping)

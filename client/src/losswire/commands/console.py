@@ -46,7 +46,7 @@ def warn(sentence: str) -> None:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object. As in protobuf's JSON, numbers that are not finite become "NaN" and "Infinity"."""
-    out.print(json.dumps(_jsonable(value), indent=2), markup=False, highlight=False, soft_wrap=True)
+    out.print(json.dumps(jsonable(value), indent=2), markup=False, highlight=False, soft_wrap=True)
 
 
 def two_columns(title: str, rows: Mapping[str, object]) -> Table:
@@ -59,13 +59,14 @@ def two_columns(title: str, rows: Mapping[str, object]) -> Table:
     return table
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """What `json` can write: arrays become lists, and numbers that are not finite become text."""
     if isinstance(value, Mapping):
-        return {key: _jsonable(item) for key, item in value.items()}
+        return {key: jsonable(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
-        return _jsonable(value.tolist())
+        return jsonable(value.tolist())
     if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
