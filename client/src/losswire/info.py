@@ -41,6 +41,7 @@ class ServerInfo:
         device_name: Device in the maker's words; empty where it is unknown.
         backend: Code that evaluates: "reference", "cpu" or "gpu".
         threads: Threads that one evaluation may use on a CPU.
+        processes: Server processes behind the address, each with its own connections, or 0 if the server does not tell.
         floating_dtypes: Element types accepted for logits, class probabilities and weights, such as "bfloat16".
         index_dtypes: Element types accepted for class indices.
         outputs: Outputs that requests may ask for, such as "entropy".
@@ -53,6 +54,7 @@ class ServerInfo:
     device_name: str
     backend: str
     threads: int
+    processes: int
     floating_dtypes: tuple[str, ...]
     index_dtypes: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -70,6 +72,7 @@ def server_info(message: GetInfoResponse) -> ServerInfo:
         device_name=message.device_name,
         backend=message.backend,
         threads=message.threads,
+        processes=message.processes,
         floating_dtypes=tuple(map(dtype_name, message.floating_dtypes)),
         index_dtypes=tuple(map(dtype_name, message.index_dtypes)),
         outputs=tuple(names[number] for number in message.outputs if number in names),

@@ -32,6 +32,7 @@ def _rows(description: ServerInfo) -> dict[str, object]:
         "device": " ".join(filter(None, (description.device, f"({description.device_name})"))),
         "backend": description.backend,
         "threads": description.threads,
+        "processes": description.processes or "not told",
         "logits, probabilities, weights": ", ".join(description.floating_dtypes),
         "class indices": ", ".join(description.index_dtypes),
         "outputs": ", ".join(description.outputs),
