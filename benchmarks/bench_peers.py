@@ -1,7 +1,7 @@
 """Measure losswire beside what a user would pick instead, turn by turn: `make bench-peers`.
 
-    python -m benchmarks.bench_peers                     # about 6 minutes, and as long again to install the peers once
-    python -m benchmarks.bench_peers --only triton,limit
+    python -m benchmarks.bench_peers                     # about 5 minutes, and as long again to install the peers once
+    python -m benchmarks.bench_peers --only triton,limit # some of them, and no file
 
 README.md beside this file says how each figure is made and what it means.
 """
@@ -115,7 +115,11 @@ def started(peers: Sequence[Peer], threads: int, tensors: Tensors) -> Iterator[F
         yield field
 
 
-def main(only: str = typer.Option("", help="Names of peers, separated by commas; losswire always takes part.")) -> None:
+def main(
+    only: str = typer.Option(
+        "", help="Names of peers to print, and not write, the figures of; losswire always takes part."
+    ),
+) -> None:
     """Compare losswire with its peers, and write the result to benchmarks/results/."""
     chosen = [peer for peer in PEERS if not only or peer.name in {OURS, *only.split(",")}]
     threads = os.cpu_count() or 1
@@ -132,6 +136,8 @@ def main(only: str = typer.Option("", help="Names of peers, separated by commas;
     show(measures, titles)
     for who, reason in field.absent.items():
         results.console().print(f"absent: {who}: {reason}", markup=False)
+    if only:
+        return  # a part of the field must not replace the whole
     ratios = [(OURS, name) for name in field.peers if name != OURS]
     path = results.save(measures, info, "peers", ratios, {"titles": titles, "absent": field.absent})
     results.console().print(f"{threads} threads. Written to {path}")

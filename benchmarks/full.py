@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 PARTS = {
-    "service": ("benchmarks.bench_service",),
+    "service": ("benchmarks.bench_service", "--full"),
     "small": ("benchmarks.bench_small",),
     "load": ("benchmarks.bench_load",),
     "cost": ("benchmarks.bench_cost",),

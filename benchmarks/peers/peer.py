@@ -87,7 +87,7 @@ class Peer:
     title: str
     port: int = 0
     _server: subprocess.Popen[bytes] | None = field(default=None, repr=False)
-    _log: IO[bytes] = field(default_factory=tempfile.TemporaryFile, repr=False)
+    _log: IO[bytes] | None = field(default=None, repr=False)
 
     def start(self, threads: int, tensors: Tensors) -> None:
         """Install it where needed, start its server and wait until it answers correctly.
@@ -102,14 +102,16 @@ class Peer:
         self.port = free_port()
         command = [*self._module("server"), f"--port={self.port}", f"--threads={threads}"]
         environment = self._environment() | {"OMP_NUM_THREADS": str(threads)}
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - stop() closes it
         self._server = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=self._log, stderr=self._log, start_new_session=True
         )
         try:
             self._wait(tensors)
         except AbsentError as error:
+            last_words = self.last_words()
             self.stop()
-            raise AbsentError(f"{error}; its server's last words: {self.last_words()}") from error
+            raise AbsentError(f"{error}; its server's last words: {last_words}") from error
 
     @contextmanager
     def caller(self, tensors: Tensors) -> Iterator[Caller]:
@@ -117,7 +119,7 @@ class Peer:
         command = [*self._module("client"), f"127.0.0.1:{self.port}"]
         with subprocess.Popen(
             command, cwd=ROOT, env=self._environment(), text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log or subprocess.DEVNULL,
         ) as process:  # fmt: skip
             try:
                 caller = Caller(process)
@@ -134,7 +136,7 @@ class Peer:
 
     def stop(self) -> None:
         """Ask the server to end, and after 20 s end it with all that it started."""
-        if self._server is None:
+        if self._server is None or self._log is None:
             return
         self._server.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -142,10 +144,13 @@ class Peer:
         with suppress(ProcessLookupError):  # nothing is left
             os.killpg(self._server.pid, signal.SIGKILL)
         self._server.wait()
-        self._server = None
+        self._log.close()
+        self._server = self._log = None
 
     def last_words(self, byte_count: int = 300) -> str:
         """The end of what the server and its clients printed, on one line."""
+        if self._log is None:
+            return ""
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - byte_count))
         return " ".join(self._log.read().decode(errors="replace").split())
