@@ -21,6 +21,7 @@ PARTS = {
     "kernels": ("benchmarks.bench_kernels", "--full"),
     "peers": ("benchmarks.bench_peers",),
     "plots": ("benchmarks.plots",),
+    "tables": ("benchmarks.tables",),
 }
 
 

@@ -5,8 +5,6 @@ Nothing in a picture comes from anywhere else. Each is drawn on a white card, so
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.console import Console
 
-from benchmarks.results import FOLDER
+from benchmarks.results import Result, newest
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 SIZE_INCHES = (7.2, 4.8)
@@ -37,14 +35,6 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "losswire",  # the same figures give the same file
 }
-Result = dict[str, Any]
-
-
-def newest(part: str, folder: Path = FOLDER) -> Result | None:
-    """What the newest results file of a part holds; None where there is none."""
-    named = re.compile(rf"\d{{4}}-\d\d-\d\d-{part}-.*\.json")
-    found = sorted(path for path in folder.glob("*.json") if named.fullmatch(path.name))
-    return json.loads(found[-1].read_text()) if found else None
 
 
 def throughput(axes: Axes, peers: Result) -> None:

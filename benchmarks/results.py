@@ -21,6 +21,8 @@ from rich.table import Table
 from losswire import v1
 
 FOLDER = Path(__file__).parent / "results"
+PARTS = ("service", "small", "load", "cost", "kernels", "peers")
+Result = dict[str, Any]
 TABLE_COLUMNS = 110
 PACKAGES = ("losswire", "losswire-server", "grpcio", "protobuf", "numpy", "torch")
 
@@ -118,6 +120,12 @@ def console() -> Console:
     return Console(width=max(Console().width, TABLE_COLUMNS))
 
 
+def newest(part: str, folder: Path = FOLDER) -> Result | None:
+    """What the newest results file of a part of `PARTS` holds; None where there is none."""
+    found = sorted(path for path in folder.glob("????-??-??-*.json") if _part_of(path) == part)
+    return json.loads(found[-1].read_text()) if found else None
+
+
 def median_and_spread(values: Sequence[float] | None) -> str:
     """The median above the lowest and the highest, for a cell of a table."""
     if not values:
@@ -130,6 +138,12 @@ def short(value: float) -> str:
     if value >= 100 or value == 0:
         return f"{value:,.0f}"
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def _part_of(path: Path) -> str:
+    """The service's own file, the first that there was, is named after nothing but date and device."""
+    word = path.name.removesuffix(".json").split("-")[3]
+    return word if word in PARTS else "service"
 
 
 def _slug(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,10 +10,11 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from benchmarks import plots
+from benchmarks.results import Result
 
 ROUNDS = [1.0, 3.0, 2.0]
 PERCENTILES = {f"{who} {name}": 1.5 for who in ("service", "limit") for name in ("p50", "p95", "p99")}
-RESULTS: dict[str, plots.Result] = {
+RESULTS: dict[str, Result] = {
     "throughput": {
         "titles": {"losswire": "losswire", "limit": "empty handler", "triton": "Triton", "absent": "Absent"},
         "measures": [
@@ -50,11 +50,3 @@ def test_each_plot_is_a_small_picture_that_is_the_same_each_time(tmp_path: Path,
     assert ElementTree.parse(first).getroot().tag.endswith("svg")
     assert first.read_bytes() == again.read_bytes()
     assert first.stat().st_size < 200_000
-
-
-def test_the_newest_file_of_a_part_is_taken(tmp_path: Path) -> None:
-    for day, part in ((1, "peers"), (3, "peers"), (2, "peers"), (4, "load")):
-        (tmp_path / f"2026-01-0{day}-{part}-processor.json").write_text(json.dumps({"day": day}))
-
-    assert plots.newest("peers", tmp_path) == {"day": 3}
-    assert plots.newest("cost", tmp_path) is None

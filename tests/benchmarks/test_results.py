@@ -49,6 +49,15 @@ def test_a_file_names_its_part_and_holds_every_round(tmp_path: Path, monkeypatch
     assert row["at"] == 2**20
 
 
+def test_the_newest_file_of_a_part_is_taken(tmp_path: Path) -> None:
+    for day, name in ((1, "peers-cpu"), (3, "peers-cpu"), (2, "peers-cpu"), (4, "load-cpu"), (2, "some-cpu")):
+        (tmp_path / f"2026-01-0{day}-{name}.json").write_text(json.dumps({"day": day}))
+
+    assert results.newest("peers", tmp_path) == {"day": 3}
+    assert results.newest("service", tmp_path) == {"day": 2}
+    assert results.newest("cost", tmp_path) is None
+
+
 def test_the_bytes_that_a_server_counts_are_added_up() -> None:
     metrics = (
         "# TYPE losswire_received_bytes counter\n"
