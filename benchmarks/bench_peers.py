@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import grpc
 import typer
@@ -53,48 +54,62 @@ class Field:
         self.absent: dict[str, str] = {}
 
     def measure_latency(self, tensors: Tensors) -> Measure:
-        """Median seconds of one call after another, in ms."""
-        measure = Measure(f"latency {tensors.name}", "ms")
-        for _ in range(LATENCY_ROUNDS):
-            for name, caller in self.callers.items():
-                measure.add(name, 1e3 * statistics.median(caller.ask("time", LATENCY_CALLS)))
-        return measure
+        """Median time of one call after another, in ms."""
+
+        def median_ms(name: str) -> float:
+            self.callers[name].ask("time", WARM_UP_CALLS)
+            seconds: list[float] = self.callers[name].ask("time", LATENCY_CALLS)
+            return 1e3 * statistics.median(seconds)
+
+        return self.in_turns(Measure(f"latency {tensors.name}", "ms"), LATENCY_ROUNDS, median_ms)
 
     def measure_rate(self, tensors: Tensors) -> Measure:
         """Calls per second of 8 clients at once, each a process."""
-        measure = Measure(f"calls {tensors.name}", "1/s")
         with ExitStack() as stack:
             crowds = {name: stack.enter_context(peer.callers(CLIENTS, tensors)) for name, peer in self.peers.items()}
-            for crowd in crowds.values():
-                _together(crowd, "time", WARM_UP_CALLS)
-            for _ in range(RATE_ROUNDS):
-                for name, crowd in crowds.items():
-                    begin = time.monotonic() + 0.1
-                    measure.add(name, sum(_together(crowd, "repeat", begin, begin + RATE_S)) / RATE_S)
-        return measure
+
+            def rate(name: str) -> float:
+                _together(crowds[name], "time", WARM_UP_CALLS)
+                begin = time.monotonic() + 0.1
+                done: list[int] = _together(crowds[name], "repeat", begin, begin + RATE_S)
+                return sum(done) / RATE_S
+
+            return self.in_turns(Measure(f"calls {tensors.name}", "1/s"), RATE_ROUNDS, rate)
 
     def measure_throughput(self, mib: int, rounds: int) -> Measure:
         """Bytes of logits per second of one call after another."""
-        measure = Measure(f"{mib} MiB", "GB/s", at=mib * MIB)
+        seconds = dict.fromkeys(self.peers, 0.0)
         with made(mib * MIB // (4 * CLASS_COUNT), CLASS_COUNT) as tensors:
-            seconds = self._warm_up(tensors)
-            for _ in range(rounds):
-                for name in [name for name in seconds if seconds[name] < SIZE_S or name not in measure.rounds]:
-                    [took] = self.callers[name].ask("time", 1)
-                    seconds[name] += took
-                    measure.add(name, tensors.byte_count / took / 1e9)
-        return measure
 
-    def _warm_up(self, tensors: Tensors) -> dict[str, float]:
-        """Seconds of a first call of each contestant that can take the tensors."""
-        seconds = {}
-        for name, caller in self.callers.items():
-            try:
-                caller.load(tensors)
-                [seconds[name]] = caller.ask("time", 1)
-            except AbsentError as error:
-                self.absent[f"{self.peers[name].title}, {tensors.byte_count // MIB} MiB"] = str(error)
-        return seconds
+            def gigabytes_per_second(name: str) -> float:
+                if not seconds[name]:
+                    self.callers[name].load(tensors)
+                    seconds[name] += sum(self.callers[name].ask("time", 1))  # what is allocated once does not count
+                took: float = sum(self.callers[name].ask("time", 1))
+                seconds[name] += took
+                return tensors.byte_count / took / 1e9
+
+            measure = Measure(f"{mib} MiB", "GB/s", at=mib * MIB)
+            return self.in_turns(measure, rounds, gigabytes_per_second, lambda name: seconds[name] > SIZE_S)
+
+    def in_turns(
+        self,
+        measure: Measure,
+        rounds: int,
+        figure: Callable[[str], float],
+        sits_out: Callable[[str], bool] = lambda _: False,
+    ) -> Measure:
+        """Add a figure of each contestant in each round; who fails or sits out takes no further part."""
+        taking_part = list(self.peers)
+        for _ in range(rounds):
+            taking_part = [name for name in taking_part if not sits_out(name)]
+            for name in tuple(taking_part):
+                try:
+                    measure.add(name, figure(name))
+                except AbsentError as error:
+                    taking_part.remove(name)
+                    self.absent[f"{self.peers[name].title}, {measure.name}"] = str(error)
+        return measure
 
 
 @contextmanager
@@ -111,7 +126,6 @@ def started(peers: Sequence[Peer], threads: int, tensors: Tensors) -> Iterator[F
             stack.callback(peer.stop)
             field.peers[peer.name] = peer
             field.callers[peer.name] = stack.enter_context(peer.caller(tensors))
-            _together([field.callers[peer.name]], "time", WARM_UP_CALLS)
         yield field
 
 
@@ -164,10 +178,19 @@ def advantage(measure: Measure, peer: str) -> float | None:
     return measure.ratio(peer, OURS) if measure.unit == "ms" else measure.ratio(OURS, peer)
 
 
-def _together(crowd: Sequence[Caller], name: str, *arguments: object) -> list[float]:
+def _together(crowd: Sequence[Caller], name: str, *arguments: object) -> list[Any]:
+    """Ask all at once; everyone's answer is taken before anyone's failure is raised."""
     for caller in crowd:
         caller.tell(name, *arguments)
-    return [caller.answer() for caller in crowd]
+    answers, failures = [], []
+    for caller in crowd:
+        try:
+            answers.append(caller.answer())
+        except AbsentError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return answers
 
 
 def _info(peer: Peer) -> v1.GetInfoResponse:

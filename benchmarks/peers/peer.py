@@ -108,10 +108,12 @@ class Peer:
         )
         try:
             self._wait(tensors)
-        except AbsentError as error:
+        except BaseException as error:  # Ctrl-C does not reach the server, which has a session of its own
             last_words = self.last_words()
             self.stop()
-            raise AbsentError(f"{error}; its server's last words: {last_words}") from error
+            if isinstance(error, AbsentError):
+                raise AbsentError(f"{error}; its server's last words: {last_words}") from error
+            raise
 
     @contextmanager
     def caller(self, tensors: Tensors) -> Iterator[Caller]:
@@ -163,7 +165,8 @@ class Peer:
                 try:
                     caller.ask("wait", WAIT_S)
                 except AbsentError:
-                    if time.monotonic() > give_up or None not in {self._server.poll(), caller.process.poll()}:
+                    has_ended = self._server.poll() is not None or caller.process.poll() is not None
+                    if has_ended or time.monotonic() > give_up:
                         raise
                 else:
                     return

@@ -15,9 +15,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from benchmarks import bench_peers
 from benchmarks.peers import environments, tensors
 from benchmarks.peers.environments import AbsentError
 from benchmarks.peers.peer import PEERS, Caller, Peer
+from benchmarks.results import Measure
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "peers"
@@ -87,6 +89,25 @@ def test_losswire_starts_answers_and_stops_like_its_peers() -> None:
 def test_a_peer_that_does_not_start_is_absent_with_its_last_words() -> None:
     with tensors.made(4, 3) as batch, pytest.raises(AbsentError, match=r"No module named 'benchmarks\.peers\.nobody'"):
         Peer("nobody", "Nobody").start(threads=1, tensors=batch)
+
+
+def test_who_fails_or_sits_out_takes_no_further_part_and_the_others_go_on() -> None:
+    field = bench_peers.Field()
+    field.peers = {peer.name: peer for peer in PEERS[:3]}
+    ours, slow, broken = field.peers
+    turns: list[str] = []
+
+    def figure(name: str) -> float:
+        turns.append(name)
+        if name == broken and turns.count(name) == 2:
+            raise AbsentError("it broke")
+        return 1.0
+
+    measure = field.in_turns(Measure("8 MiB", "GB/s"), 3, figure, lambda name: name == slow and name in turns)
+
+    assert turns == [ours, slow, broken, ours, broken, ours]
+    assert {name: len(values) for name, values in measure.rounds.items()} == {ours: 3, slow: 1, broken: 1}
+    assert field.absent == {f"{field.peers[broken].title}, 8 MiB": "it broke"}
 
 
 def test_a_package_that_does_not_exist_makes_its_peer_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
