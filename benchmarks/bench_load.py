@@ -1,6 +1,6 @@
 """Measure how long small calls take while a server is loaded to a part of what it can do: `make bench-full`.
 
-    python -m benchmarks.bench_load     # about 3 minutes
+    python -m benchmarks.bench_load     # about 4 minutes
 
 README.md beside this file says how each figure is made and what it means.
 """

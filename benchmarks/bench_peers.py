@@ -1,6 +1,6 @@
 """Measure losswire beside what a user would pick instead, turn by turn: `make bench-peers`.
 
-    python -m benchmarks.bench_peers                     # about 5 minutes, and as long again to install the peers once
+    python -m benchmarks.bench_peers                     # 5 to 7 minutes, and 4 more to install the peers once
     python -m benchmarks.bench_peers --only triton,limit # some of them, and no file
 
 README.md beside this file says how each figure is made and what it means.
