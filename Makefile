@@ -6,6 +6,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PLOTTING := $(VENV)/.installed-bench
 BUF := .cache/buf/node_modules/.bin/buf
 
 MESSAGES := $(wildcard proto/losswire/v1/*.proto)
@@ -19,11 +20,11 @@ SHELL_FILES := .ci/run $(wildcard deploy/*/*.sh)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install proto check fix test demo serve bench clean
+.PHONY: help install proto check fix test demo serve bench bench-kernels bench-peers bench-full clean
 .PHONY: check-python check-types check-proto check-generated check-shell fresh
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Make .venv: both packages, editable, and what checks them
 
@@ -48,8 +49,18 @@ demo: $(INSTALLED) ## Start a server, send it batches and compare the losses wit
 serve: $(INSTALLED) ## Run a server on 127.0.0.1:50051; ARGS='--help' lists its settings
 	$(BIN)/losswire-server $(ARGS)
 
-bench: $(INSTALLED) ## Measure the service against its limits, in about 3 minutes; ARGS='--full' for more
+bench: $(INSTALLED) ## Measure the service against its limits, and small calls, in about 4 minutes
 	$(BIN)/python -m benchmarks.bench_service $(ARGS)
+	$(BIN)/python -m benchmarks.bench_small
+
+bench-kernels: $(INSTALLED) ## Measure the CPU kernel against reading, PyTorch and, with ARGS='--full', torch.compile
+	$(BIN)/python -m benchmarks.bench_kernels $(ARGS)
+
+bench-peers: $(INSTALLED) ## Measure losswire beside Triton, Ray Serve, LitServe, BentoML and plain grpcio
+	$(BIN)/python -m benchmarks.bench_peers $(ARGS)
+
+bench-full: $(PLOTTING) ## Measure everything and draw the plots, in about 25 minutes; ARGS='--only peers,plots' for parts
+	$(BIN)/python -m benchmarks.full $(ARGS)
 
 clean: ## Remove everything that make made, .venv too
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache client/dist server/dist
@@ -85,6 +96,10 @@ $(INSTALLED): pyproject.toml client/pyproject.toml server/pyproject.toml $(KERNE
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --group dev --editable 'client[cli,bfloat16]' --editable server
+	@touch $@
+
+$(PLOTTING): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --group bench
 	@touch $@
 
 $(BUF):

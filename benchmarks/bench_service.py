@@ -128,7 +128,7 @@ def main(full: bool = typer.Option(False, help="Measure three times as often."))
         measures = [step() for step in track(steps, "measuring", transient=True)]
         info = it.info()
     results.show(measures, COLUMNS, RATIOS)
-    path = results.save(measures, info, calls.generator())
+    path = results.save(measures, info, facts={"small_calls_made_by": calls.generator()})
     Console().print(f"Small calls made by {calls.generator()}. Written to {path}")
 
 

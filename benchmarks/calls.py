@@ -13,13 +13,12 @@ import struct
 import subprocess
 import tempfile
 import time
-from pathlib import Path
 
 import grpc
 import numpy as np
 from grpc import aio
 
-from losswire import v1
+from benchmarks import messages
 
 METHOD = "/losswire.v1.LossService/Evaluate"
 CONNECTIONS = 16
@@ -28,7 +27,7 @@ CONCURRENT_CALLS = 64
 
 def generator() -> str:
     """What makes the calls: "h2load nghttp2/1.52.0", or "python"."""
-    if not shutil.which("h2load"):
+    if not has_h2load():
         return "python"
     return subprocess.run(["h2load", "--version"], capture_output=True, text=True, check=True).stdout.strip()
 
@@ -38,10 +37,7 @@ def request(rows: int, class_count: int) -> bytes:
     random = np.random.default_rng(0)
     logits = random.standard_normal((rows, class_count), dtype=np.float32)
     target = random.integers(0, class_count, rows)
-    return v1.EvaluateRequest(
-        logits=v1.Tensor(shape=logits.shape, dtype=v1.DataType.DATA_TYPE_FLOAT32, data=logits.tobytes()),
-        class_indices=v1.Tensor(shape=target.shape, dtype=v1.DataType.DATA_TYPE_INT64, data=target.tobytes()),
-    ).SerializeToString()
+    return messages.request(logits, target).SerializeToString()
 
 
 def calls_per_second(address: str, body: bytes, count: int) -> float:
@@ -50,29 +46,69 @@ def calls_per_second(address: str, body: bytes, count: int) -> float:
     Raises:
         RuntimeError: if a call was not answered as a single call is; a server that refuses is fast.
     """
-    with grpc.insecure_channel(address) as channel:
-        method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
-        answer = method(body, timeout=30)
-    if shutil.which("h2load"):
+    answer = first_answer(address, body)
+    if has_h2load():
         return _by_h2load(address, body, count, answer)
     return asyncio.run(_by_python(address, body, count))
 
 
-def _by_h2load(address: str, body: bytes, count: int, answer: bytes) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder, "body")
-        data.write_bytes(struct.pack(">BI", 0, len(body)) + body)
-        load = [f"-n{count}", f"-c{CONNECTIONS}", f"-m{CONCURRENT_CALLS // CONNECTIONS}", f"-d{data}"]
+def h2load(address: str, body: bytes, count: int, answer: bytes, *options: str) -> str:
+    """Make `count` calls with h2load, and return what it printed.
+
+    Args:
+        address: HOST:PORT.
+        body: The request.
+        count: How many.
+        answer: What the server answered to the same request before.
+        *options: How to make them.
+
+    Raises:
+        RuntimeError: if a call was not answered in the same way.
+    """
+    with tempfile.NamedTemporaryFile() as data:
+        data.write(struct.pack(">BI", 0, len(body)) + body)
+        data.flush()
         headers = ["-Hcontent-type: application/grpc", "-Hte: trailers"]
-        command = ["h2load", *load, *headers, f"http://{address}{METHOD}"]
+        command = ["h2load", f"-n{count}", *options, f"-d{data.name}", *headers, f"http://{address}{METHOD}"]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    [rate] = re.findall(r"^finished in .*, ([\d.]+) req/s", printed, re.MULTILINE)
+    check_answers(printed, count, answer)
+    return printed
+
+
+def check_answers(printed: str, count: int, answer: bytes) -> None:
+    """Make sure that h2load got `count` answers like `answer`.
+
+    Raises:
+        RuntimeError: if it says otherwise.
+    """
     [succeeded] = re.findall(r"(\d+) succeeded", printed)
     # h2load sees HTTP's status, which is 200 for errors too; but they carry no message.
     [data_bytes] = re.findall(r"\((\d+)\) data$", printed, re.MULTILINE)
     timings_bytes = 3 * 9  # a time of exactly 0 is left out
     if int(succeeded) < count or int(data_bytes) < count * (5 + len(answer) - timings_bytes):
-        raise RuntimeError(f"{address} did not answer {count} calls:\n{printed}")
+        raise RuntimeError(f"{count} calls were not all answered:\n{printed}")
+
+
+def first_answer(address: str, body: bytes) -> bytes:
+    """What the server answers to one call.
+
+    Raises:
+        grpc.RpcError: if it refuses.
+    """
+    with grpc.insecure_channel(address) as channel:
+        method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+        return method(body, timeout=30)
+
+
+def has_h2load() -> bool:
+    """Whether it is installed."""
+    return shutil.which("h2load") is not None
+
+
+def _by_h2load(address: str, body: bytes, count: int, answer: bytes) -> float:
+    load = [f"-c{CONNECTIONS}", f"-m{CONCURRENT_CALLS // CONNECTIONS}"]
+    printed = h2load(address, body, count, answer, *load)
+    [rate] = re.findall(r"^finished in .*, ([\d.]+) req/s", printed, re.MULTILINE)
     return float(rate)
 
 

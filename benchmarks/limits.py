@@ -30,8 +30,13 @@ async def _discard_one(_: AsyncIterator[bytes], context: aio.ServicerContext[Any
     return b""
 
 
-async def serve(ready_file: Path) -> None:
-    """Serve on a free port of 127.0.0.1, which goes to `ready_file` as `{"address": …}`, until the process ends."""
+async def serve(ready_file: Path | None = None, port: int = 0) -> None:
+    """Serve on 127.0.0.1 until the process ends.
+
+    Args:
+        ready_file: Where to write `{"address": …}`.
+        port: 0 takes a free one.
+    """
     server = aio.server(options=[("grpc.max_receive_message_length", 16 * 1024 * 1024), ("grpc.so_reuseport", 0)])
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "EvaluateStream": grpc.stream_stream_rpc_method_handler(_discard_stream),
@@ -39,9 +44,10 @@ async def serve(ready_file: Path) -> None:
     }
     server.add_registered_method_handlers(SERVICE, handlers)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
-    ready_file.write_text(json.dumps({"address": f"127.0.0.1:{port}"}))  # noqa: ASYNC240
+    if ready_file:
+        ready_file.write_text(json.dumps({"address": f"127.0.0.1:{port}"}))  # noqa: ASYNC240
     await server.wait_for_termination()
 
 

@@ -12,8 +12,8 @@ from functools import cached_property
 import grpc
 import numpy as np
 
+from benchmarks import messages
 from losswire import v1
-from losswire.v1.framing import field_head
 
 METHOD = "/losswire.v1.LossService/EvaluateStream"
 MIB = 1024 * 1024
@@ -48,19 +48,13 @@ class Streams:
     def frames(self, byte_count: int) -> Iterator[bytes]:
         """Frames of one evaluation with logits of `byte_count` bytes, a multiple of 1 MiB."""
         frame_count = byte_count // FRAME_BYTES
-        yield _header(frame_count * ROWS_PER_FRAME)
+        yield messages.header(frame_count * ROWS_PER_FRAME, CLASS_COUNT)
         for index in range(frame_count):
             yield from self._frame_pairs[index % DISTINCT_FRAMES]
 
     @cached_property
     def _frame_pairs(self) -> list[tuple[bytes, bytes]]:
-        return [
-            (
-                _payload(v1.EvaluateStreamRequest.TARGET_FIELD_NUMBER, target),
-                _payload(v1.EvaluateStreamRequest.LOGITS_FIELD_NUMBER, logits),
-            )
-            for logits, target in self.blocks(DISTINCT_FRAMES * FRAME_BYTES)
-        ]
+        return [messages.piece(*block) for block in self.blocks(DISTINCT_FRAMES * FRAME_BYTES)]
 
 
 def send(channel: grpc.Channel, frames: Iterator[bytes]) -> bytes:
@@ -82,14 +76,3 @@ def check_answer(answer: bytes, byte_count: int) -> None:
     rows = byte_count // FRAME_BYTES * ROWS_PER_FRAME
     if result.counted != rows or not np.isfinite(result.loss):
         raise RuntimeError(f"the service answered {result!r} to {rows} rows")
-
-
-def _header(rows: int) -> bytes:
-    logits = v1.TensorHeader(shape=[rows, CLASS_COUNT], dtype=v1.DataType.DATA_TYPE_FLOAT32)
-    target = v1.TensorHeader(shape=[rows], dtype=v1.DataType.DATA_TYPE_INT64)
-    header = v1.EvaluateHeader(logits=logits, class_indices=target)
-    return v1.EvaluateStreamRequest(header=header).SerializeToString()
-
-
-def _payload(field_number: int, array: np.ndarray) -> bytes:
-    return field_head(field_number, array.nbytes) + array.tobytes()
