@@ -27,7 +27,8 @@ INSTRUCTION_SETS: Final = ("avx512", "avx2", "portable")
 
 _FOLDER: Final = Path(__file__).parent / "cpu_kernel"
 _ELEMENTS: Final = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
-_STATE_BYTES_PER_POSITION: Final = 80
+# Of what the kernel keeps between the parts of a sample, for arithmetic in float32 and in float64.
+_STATE_BYTES_PER_POSITION: Final = {False: 88, True: 120}
 _SPARE_JOBS: Final = 64
 
 # cpu_kernel/job.h, field by field: 16 addresses, 14 integers, label_smoothing, and the number of counted positions.
@@ -249,7 +250,8 @@ def _state(job: Job) -> Tensor:
     """Memory for what the kernel keeps between the parts of a sample."""
     assert job.partial is not None
     if job.partial.state is None:
-        byte_count = job.parameters.positions_per_sample * _STATE_BYTES_PER_POSITION
+        is_double = torch.float64 in (job.logits.dtype, job.target.dtype)
+        byte_count = job.parameters.positions_per_sample * _STATE_BYTES_PER_POSITION[is_double]
         job.partial.state = torch.empty(byte_count, dtype=torch.uint8)
     state: Tensor = job.partial.state
     return state

@@ -31,7 +31,7 @@ struct SplitRow {
 };
 
 // What is kept between the parts of a row.
-static_assert(sizeof(Sums) <= 80, "cpu.py allocates 80 bytes a position");
+static_assert(sizeof(Sums) <= 88, "cpu.py allocates 88 bytes a position, or 120");
 
 int64_t byte_count(const Job& job) {
     int64_t size = size_of(job.logits_type) + (job.is_probabilities ? size_of(job.target_type) : 0);
@@ -48,7 +48,7 @@ class JobList {
         for (int i = 0; i < count; ++i) {
             jobs[i].counted = 0;
             if (uses_planes(jobs[i])) {
-                kinds_.emplace_back(std::in_place_type<PlaneJob>, jobs[i]);
+                kinds_.emplace_back(std::in_place_type<PlaneJob>, jobs[i], threads_);
             } else {
                 kinds_.emplace_back(std::in_place_type<RowJob>, jobs[i]);
             }

@@ -62,6 +62,11 @@ template <class A> inline Vector<A> read_vector(const A* values) {
     std::memcpy(&vector, values, sizeof vector);
     return vector;
 }
+template <class A> inline Mask<A> read_mask(const Integer<A>* values) {
+    Mask<A> mask;
+    std::memcpy(&mask, values, sizeof mask);
+    return mask;
+}
 template <class A> inline void write_vector(A* values, Vector<A> vector) { std::memcpy(values, &vector, sizeof vector); }
 
 // 0, 1, 2, ...
@@ -190,6 +195,17 @@ template <> inline float largest_of_lanes<float>(Vector<float> vector) {
     return _mm_cvtss_f32(_mm_max_ss(quarter, _mm_movehdup_ps(quarter)));
 }
 #endif
+
+// All lanes in double precision.
+inline void write_doubles(double* to, Vector<float> vector) {
+#if LOSSWIRE_AVX512
+    _mm512_storeu_pd(to, _mm512_cvtps_pd(_mm512_castps512_ps256((__m512)vector)));
+    _mm512_storeu_pd(to + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)vector, 1)));
+#else
+    for (int lane = 0; lane < kLanes<float>; ++lane) to[lane] = double(vector[lane]);
+#endif
+}
+inline void write_doubles(double* to, Vector<double> vector) { write_vector(to, vector); }
 
 typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
 typedef uint32_t WordBits __attribute__((vector_size(kVectorBytes)));

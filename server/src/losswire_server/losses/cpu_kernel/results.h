@@ -59,7 +59,7 @@ template <class A> inline void fold(Sums& sums, Sums next) {
 }
 
 // Positions whose results are written together, so that what is computed of them fills vectors.
-constexpr int kBatch = 64;
+constexpr int kBatch = 256;
 
 // The sums of consecutive positions, as those of `Sums`. Arrays that a job does not need are not filled.
 struct Batch {
