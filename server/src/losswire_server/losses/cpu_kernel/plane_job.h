@@ -169,9 +169,10 @@ class PlaneJob {
         for (int k = 0; k < tile.vectors; ++k) write_vector(logits + tile.lane_of(k), sums[k].target_logit);
         each_run(tile.first, tile.count, [&](int lane, int run, int64_t offset) {
             for (int end = lane + run; lane < end; ++lane, ++offset) {
-                int64_t place = labels[lane] - job_.class_start;
-                if (labels[lane] < 0 || place < 0 || place >= job_.classes) continue;
-                logits[lane] = load_one<X>(job_.logits + (offset + place * job_.positions) * int64_t(sizeof(X)));
+                // As a number without sign, what is no class of this part is too large.
+                const int64_t place = labels[lane] - job_.class_start;
+                if (uint64_t(place) < uint64_t(job_.classes))
+                    logits[lane] = load_one<X>(job_.logits + (offset + place * job_.positions) * int64_t(sizeof(X)));
             }
         });
         for (int k = 0; k < tile.vectors; ++k) sums[k].target_logit = read_vector(logits + tile.lane_of(k));

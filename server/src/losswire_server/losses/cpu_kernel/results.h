@@ -127,23 +127,32 @@ class Results {
     }
 
     template <class A> void write_index_losses() {
-        alignas(64) double nll[kBatch], loss[kBatch];
-        int64_t labels[kBatch];
+        alignas(64) double nll[kBatch], loss[kBatch], weights[kBatch];
+        int64_t labels[kBatch], counted = 0;
+        const int64_t ignored = job_.ignore_index;
+        const double e = job_.label_smoothing, share = e / double(job_.class_count);
         std::memcpy(labels, job_.target + first_ * 8, size_t(count_) * 8);
-        double* weight = job_.target_weight + first_;
-        for (int i = 0; i < count_; ++i) weight[i] = labels[i] != job_.ignore_index ? 1 : 0;
-        for (int i = 0; i < count_; ++i) counted_ += labels[i] != job_.ignore_index;
+        for (int i = 0; i < count_; ++i) weights[i] = 1;
         if (job_.weight)
             for (int i = 0; i < count_; ++i)
-                if (weight[i] != 0) weight[i] = element_at(job_.weight, job_.weight_type, labels[i]);
-        for (int i = 0; i < count_; ++i)
+                if (labels[i] != ignored) weights[i] = element_at(job_.weight, job_.weight_type, labels[i]);
+        // One loop, so that what many positions need is not carried to and from a cache.
+        for (int i = 0; i < count_; ++i) {
+            const bool counts = labels[i] != ignored;
+            counted += counts;
             nll[i] = difference<A>(batch_.reference[i], batch_.target_logit[i]) + log_sum_[i];
-        double e = job_.label_smoothing, share = e / double(job_.class_count);
-        for (int i = 0; i < count_; ++i) loss[i] = (1 - e) * weight[i] * nll[i];
-        if (e > 0)
-            for (int i = 0; i < count_; ++i)
+            loss[i] = (1 - e) * weights[i] * nll[i];
+            weights[i] = counts ? weights[i] : 0;
+            if (e == 0) loss[i] = counts ? loss[i] : 0;
+        }
+        counted_ += counted;
+        std::memcpy(job_.target_weight + first_, weights, size_t(count_) * 8);
+        if (e > 0) {
+            for (int i = 0; i < count_; ++i) {
                 loss[i] += share * (batch_.factor_gap_sum[i] + batch_.factor_sum[i] * log_sum_[i]);
-        for (int i = 0; i < count_; ++i) loss[i] = labels[i] != job_.ignore_index ? loss[i] : 0;
+                loss[i] = labels[i] != ignored ? loss[i] : 0;
+            }
+        }
         put(job_.loss, loss);
         if (job_.target_logprob) {
             for (int i = 0; i < count_; ++i) nll[i] = labels[i] != job_.ignore_index ? -nll[i] : 0;
