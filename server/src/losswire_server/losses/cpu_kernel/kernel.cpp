@@ -1,4 +1,8 @@
 // Evaluates a list of jobs in one parallel region. Compiled once for each instruction set; cpu.py loads the best one.
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <memory>
 #include <variant>
 #include <vector>
@@ -171,6 +175,14 @@ extern "C" __attribute__((visibility("default"))) int losswire_evaluate_in_place
     }
 }
 
+#if defined(__x86_64__)
+// Clang's __builtin_cpu_supports does not know the name before version 15.
+static bool has_f16c() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 // Whether this processor can run what was compiled for an instruction set.
 extern "C" __attribute__((visibility("default"))) int losswire_supports(const char* instruction_set) {
 #if defined(__x86_64__)
@@ -179,7 +191,7 @@ extern "C" __attribute__((visibility("default"))) int losswire_supports(const ch
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     if (!std::strcmp(instruction_set, "avx2"))
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 #endif
     return !std::strcmp(instruction_set, "portable");
 }

@@ -24,16 +24,7 @@ class PlaneJob {
           vector_lanes_(job.is_double() ? kLanes<double> : kLanes<float>),
           lanes_(tile_lanes(threads)),
           tiles_per_sample_((job.positions + lanes_ - 1) / lanes_) {
-        evaluate_ = with_type(type_, [&](auto type) {
-            using X = TypeIn<decltype(type)>;
-            return with_factors(factors_, [&](auto factors) {
-                return with_flag(extras_, [&](auto extras) -> Evaluate {
-                    return [](const PlaneJob& job, int64_t tile, Results& results) {
-                        job.evaluate_tile<X, decltype(factors)::value, decltype(extras)::value>(tile, results);
-                    };
-                });
-            });
-        });
+        evaluate_ = chosen_evaluate();
     }
 
     int64_t tile_count() const {
@@ -41,11 +32,13 @@ class PlaneJob {
         return job_.samples * tiles_per_sample_;
     }
     void evaluate(int64_t first, int64_t end, Results& results) const {
-        for (int64_t tile = first; tile < end; ++tile) evaluate_(*this, tile, results);
+        for (int64_t tile = first; tile < end; ++tile) (this->*evaluate_)(tile, results);
     }
 
   private:
-    using Evaluate = void (*)(const PlaneJob&, int64_t, Results&);
+    using Evaluate = void (PlaneJob::*)(int64_t, Results&) const;
+
+    Evaluate chosen_evaluate() const;
 
     // The most positions of a tile: long runs, but no longer than leave each thread several tiles.
     int tile_lanes(int threads) const {
@@ -214,5 +207,16 @@ class PlaneJob {
     const int64_t tiles_per_sample_;
     Evaluate evaluate_;
 };
+
+// Not within the class, where Clang 14 does not generate the functions that generic lambdas name.
+inline PlaneJob::Evaluate PlaneJob::chosen_evaluate() const {
+    return with_type(type_, [&](auto type) {
+        return with_factors(factors_, [&](auto factors) {
+            return with_flag(extras_, [&](auto extras) -> Evaluate {
+                return &PlaneJob::evaluate_tile<TypeIn<decltype(type)>, decltype(factors)::value, decltype(extras)::value>;
+            });
+        });
+    });
+}
 
 }  // namespace losswire

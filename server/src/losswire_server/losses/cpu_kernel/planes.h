@@ -212,7 +212,7 @@ template <class X, Factors F, bool kExtras> class PlaneReducer {
         if constexpr (F != Factors::kNone) {
             const Vector<A> v = factors(sums, offset, factor), factor_sum = sums.factor_sum.recent;
             // A higher reference widens the gaps before it; this logit's own is 0.
-            Vector<A> widened = is_higher & (factor_sum == 0) ? Vector<A>{} : gap;
+            Vector<A> widened = (is_higher & (factor_sum == 0)) ? Vector<A>{} : gap;
             sums.factor_gap_sum.recent = multiply_add(widened, is_higher ? factor_sum : v, sums.factor_gap_sum.recent);
             sums.factor_sum.recent = factor_sum + v;
         }

@@ -12,21 +12,12 @@ class RowJob {
         : job_(job),
           type_(common_type(job)),
           is_converted_(type_ != job.logits_type || (job.is_probabilities && type_ != job.target_type)) {
-        reduce_ = with_type(type_, [&](auto type) {
-            using X = TypeIn<decltype(type)>;
-            return with_factors(factors_of(job), [&](auto factors) {
-                return with_flag(job.wants(kEntropy), [&](auto entropy) -> Reduce {
-                    return [](const RowJob& job, int64_t row, int64_t segment) {
-                        return job.reduce<X, decltype(factors)::value, decltype(entropy)::value>(row, segment);
-                    };
-                });
-            });
-        });
+        reduce_ = chosen_reduce();
     }
 
     int64_t segments_per_row() const { return (job_.classes + kMaxSegmentClasses - 1) / kMaxSegmentClasses; }
 
-    Sums segment(int64_t row, int64_t segment) const { return reduce_(*this, row, segment); }
+    Sums segment(int64_t row, int64_t segment) const { return (this->*reduce_)(row, segment); }
 
     Sums start() const { return job_.is_double() ? no_sums<double>() : no_sums<float>(); }
 
@@ -41,16 +32,18 @@ class RowJob {
         for (int64_t row = first, next; row < end; row = next) {
             next = std::min(end, row + most_abreast);
             Sums sums[kRowsAbreast];
-            for (int64_t i = row; i < next; ++i) sums[i - row] = reduce_(*this, i, 0);
+            for (int64_t i = row; i < next; ++i) sums[i - row] = (this->*reduce_)(i, 0);
             for (int64_t segment = 1; segment < segments; ++segment)
-                for (int64_t i = row; i < next; ++i) fold_next(sums[i - row], reduce_(*this, i, segment));
+                for (int64_t i = row; i < next; ++i) fold_next(sums[i - row], (this->*reduce_)(i, segment));
             for (int64_t i = row; i < next; ++i) results.add(i, sums[i - row]);
         }
     }
 
   private:
-    using Reduce = Sums (*)(const RowJob&, int64_t, int64_t);
+    using Reduce = Sums (RowJob::*)(int64_t, int64_t) const;
     static constexpr int64_t kRowsAbreast = 4;
+
+    Reduce chosen_reduce() const;
 
     template <class X, Factors F, bool kEntropy> Sums reduce(int64_t row, int64_t segment) const {
         Stretch stretch = stretch_of(row, segment);
@@ -104,5 +97,16 @@ class RowJob {
     const bool is_converted_;
     Reduce reduce_;
 };
+
+// Not within the class, where Clang 14 does not generate the functions that generic lambdas name.
+inline RowJob::Reduce RowJob::chosen_reduce() const {
+    return with_type(type_, [&](auto type) {
+        return with_factors(factors_of(job_), [&](auto factors) {
+            return with_flag(job_.wants(kEntropy), [&](auto entropy) -> Reduce {
+                return &RowJob::reduce<TypeIn<decltype(type)>, decltype(factors)::value, decltype(entropy)::value>;
+            });
+        });
+    });
+}
 
 }  // namespace losswire
