@@ -43,10 +43,16 @@ class ByteBudget:
         await reservation.resize(byte_count)
         return reservation
 
+    def _try_take(self, byte_count: int) -> bool:
+        """Take bytes, or give some back where `byte_count` is negative, if nobody has to wait for that; whether so."""
+        if byte_count > 0 and (self._waiting or self.used_bytes + byte_count > self.capacity_bytes):
+            return False
+        self.used_bytes += byte_count
+        if self._waiting:
+            self._admit_waiting()
+        return True
+
     async def _take(self, byte_count: int) -> None:
-        if not self._waiting and self.used_bytes + byte_count <= self.capacity_bytes:
-            self.used_bytes += byte_count
-            return
         if len(self._waiting) >= self._max_waiting:
             raise OverloadedError(retry_after_s=max(self._max_wait_s, MIN_RETRY_AFTER_S))
         await self._wait(byte_count)
@@ -63,15 +69,11 @@ class ByteBudget:
             # Its turn came in the very step that ended the wait.
         except asyncio.CancelledError:
             if not turn.cancelled():
-                self._give_back(byte_count)
+                self._try_take(-byte_count)
             raise
         finally:
             self._waiting.pop(turn, None)
             self._admit_waiting()
-
-    def _give_back(self, byte_count: int) -> None:
-        self.used_bytes -= byte_count
-        self._admit_waiting()
 
     def _admit_waiting(self) -> None:
         while self._waiting:
@@ -98,6 +100,13 @@ class Reservation:
         self._holders = 1
         self.byte_count = byte_count
 
+    def try_resize(self, byte_count: int) -> bool:
+        """Hold `byte_count` bytes from now on if that needs no waiting; whether so. Returning some needs none."""
+        if not self._budget._try_take(byte_count - self.byte_count):
+            return False
+        self.byte_count = byte_count
+        return True
+
     async def resize(self, byte_count: int) -> None:
         """Hold `byte_count` bytes from now on; returning some is immediate, taking more may wait or be refused.
 
@@ -105,14 +114,13 @@ class Reservation:
             TooLargeError: if they exceed the whole budget.
             OverloadedError: as `ByteBudget.reserve`.
         """
+        if self.try_resize(byte_count):
+            return
         capacity_bytes = self._budget.capacity_bytes
         if byte_count > capacity_bytes:
             # Waiting would not help: what the call holds already is a part of them.
             raise TooLargeError("the request", byte_count, capacity_bytes, "max_inflight_bytes is the server's limit")
-        if byte_count > self.byte_count:
-            await self._budget._take(byte_count - self.byte_count)
-        elif byte_count < self.byte_count:
-            self._budget._give_back(self.byte_count - byte_count)
+        await self._budget._take(byte_count - self.byte_count)
         self.byte_count = byte_count
 
     def hold(self) -> None:
@@ -123,5 +131,4 @@ class Reservation:
         """Remove a holder; the last one returns the bytes."""
         self._holders -= 1
         if self._holders == 0:
-            self._budget._give_back(self.byte_count)
-            self.byte_count = 0
+            self.try_resize(0)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
 import structlog
+from prometheus_client import Counter
 
 from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.admission import ByteBudget, Reservation
@@ -78,6 +79,7 @@ class Call:
         self.began_at = time.monotonic()
         self._admit_s = 0.0
         self._context = context
+        self._metrics = lobby.metrics
         self._arrived_at = self.began_at
 
     @staticmethod
@@ -111,11 +113,18 @@ class Call:
             BodyTimeoutError: if the caller sent nothing for too long.
             DeadlinePassedError: if its deadline, or the default one, passed meanwhile.
         """
-        asked_at = time.monotonic()
-        await self.reservation.resize(held_bytes + MESSAGE_BYTES)
-        self._admit_s += time.monotonic() - asked_at
+        if not self.reservation.try_resize(held_bytes + MESSAGE_BYTES):
+            asked_at = time.monotonic()
+            await self.reservation.resize(held_bytes + MESSAGE_BYTES)
+            self._admit_s += time.monotonic() - asked_at
         message = await self._in_time(self._context.read)
-        return await self._received(message, held_bytes)
+        if message is grpc.aio.EOF:
+            self.reservation.try_resize(held_bytes)
+            return None
+        assert isinstance(message, bytes), "messages come as they are"
+        self.reservation.try_resize(held_bytes + len(message))
+        self._count(self._metrics.received_bytes, message)
+        return message
 
     async def receive_between_evaluations(self) -> bytes | None:
         """The first message of the next evaluation of a stream; None once the caller has sent its last.
@@ -126,7 +135,7 @@ class Call:
             DrainingError: if the server begins to drain meanwhile.
             BodyTimeoutError: if nothing came for `idle_timeout_s`.
         """
-        await self.reservation.resize(0)
+        self.reservation.try_resize(0)
         if self.lobby.draining:
             raise DrainingError
         idle_timeout_s = self.lobby.config.idle_timeout_s
@@ -136,18 +145,16 @@ class Call:
             if self.lobby.draining:
                 raise DrainingError from None
             raise BodyTimeoutError(idle_timeout_s) from None
-        self.began_at = time.monotonic()
-        return await self._received(message, 0)
-
-    async def _received(self, message: bytes | object, held_bytes: int) -> bytes | None:
         if message is grpc.aio.EOF:
-            await self.reservation.resize(held_bytes)
             return None
-        assert isinstance(message, bytes)
-        await self.reservation.resize(held_bytes + len(message))
-        metrics = self.lobby.metrics
-        metrics.ledger.note(metrics.received_bytes[self.method].inc, len(message))
+        assert isinstance(message, bytes), "messages come as they are"
+        self.began_at = time.monotonic()
+        await self.reservation.resize(len(message))
+        self._count(self._metrics.received_bytes, message)
         return message
+
+    def _count(self, counters: Mapping[str, Counter], message: bytes) -> None:
+        self._metrics.ledger.note(counters[self.method].inc, len(message))
 
     async def hold(self, byte_count: int) -> None:
         """Reserve at least `byte_count` bytes for what the call holds.
@@ -167,8 +174,7 @@ class Call:
             DeadlinePassedError: if its deadline, or the default one, passed meanwhile.
         """
         await self._in_time(partial(self._context.write, message))
-        metrics = self.lobby.metrics
-        metrics.ledger.note(metrics.sent_bytes[self.method].inc, len(message))
+        self._count(self._metrics.sent_bytes, message)
 
     async def _in_time(self, start: Callable[[], Awaitable[_T]]) -> _T:
         body_timeout_s, deadline = self.lobby.config.body_timeout_s, self.caller.deadline
@@ -203,7 +209,7 @@ class Call:
             self.caller.gone = True
             self.reservation.let_go()
             lobby.inflight -= 1
-            metrics = lobby.metrics
+            metrics = self._metrics
             metrics.ledger.note(metrics.call_ended, self.method, code.name, time.monotonic() - self._arrived_at)
 
     async def _abort(self, error: ServiceError) -> NoReturn:
