@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn
 
 import grpc
 import structlog
@@ -29,8 +29,6 @@ from losswire_server.waits import Waits
 
 ABORT_TIMEOUT_S: Final = 1.0
 """How long a status may take to be written. gRPC writes in order, so one message that nobody reads holds it up."""
-
-_T = TypeVar("_T")
 
 _log = structlog.get_logger()
 
@@ -117,7 +115,8 @@ class Call:
             asked_at = time.monotonic()
             await self.reservation.resize(held_bytes + MESSAGE_BYTES)
             self._admit_s += time.monotonic() - asked_at
-        message = await self._in_time(self._context.read)
+        with self._in_time():
+            message = await self._context.read()
         if message is grpc.aio.EOF:
             self.reservation.try_resize(held_bytes)
             return None
@@ -138,13 +137,9 @@ class Call:
         self.reservation.try_resize(0)
         if self.lobby.draining:
             raise DrainingError
-        idle_timeout_s = self.lobby.config.idle_timeout_s
-        try:
-            message = await self.lobby.idle.until(time.monotonic() + idle_timeout_s, self._context.read)
-        except TimeoutError:
-            if self.lobby.draining:
-                raise DrainingError from None
-            raise BodyTimeoutError(idle_timeout_s) from None
+        limit = time.monotonic() + self.lobby.config.idle_timeout_s
+        with self.lobby.idle.until(limit, self._idle_too_long):
+            message = await self._context.read()
         if message is grpc.aio.EOF:
             return None
         assert isinstance(message, bytes), "messages come as they are"
@@ -173,18 +168,23 @@ class Call:
             BodyTimeoutError: if the caller took nothing for too long.
             DeadlinePassedError: if its deadline, or the default one, passed meanwhile.
         """
-        await self._in_time(partial(self._context.write, message))
+        with self._in_time():
+            await self._context.write(message)
         self._count(self._metrics.sent_bytes, message)
 
-    async def _in_time(self, start: Callable[[], Awaitable[_T]]) -> _T:
-        body_timeout_s, deadline = self.lobby.config.body_timeout_s, self.caller.deadline
-        try:
-            return await self.lobby.transfers.until(min(time.monotonic() + body_timeout_s, deadline), start)
-        except TimeoutError:
-            # A caller that sends a little now and then keeps within the body timeout for ever.
-            if deadline <= time.monotonic():
-                raise DeadlinePassedError from None
-            raise BodyTimeoutError(body_timeout_s) from None
+    def _in_time(self) -> AbstractContextManager[object]:
+        """A block that waits for a message to come or go, for as long as that may take."""
+        limit = min(time.monotonic() + self.lobby.config.body_timeout_s, self.caller.deadline)
+        return self.lobby.transfers.until(limit, self._transfer_too_long)
+
+    def _transfer_too_long(self) -> ServiceError:
+        # A caller that sends a little now and then keeps within the body timeout for ever.
+        if self.caller.deadline <= time.monotonic():
+            return DeadlinePassedError()
+        return BodyTimeoutError(self.lobby.config.body_timeout_s)
+
+    def _idle_too_long(self) -> ServiceError:
+        return DrainingError() if self.lobby.draining else BodyTimeoutError(self.lobby.config.idle_timeout_s)
 
     async def run(self, behaviour: Callable[[Call], Awaitable[bytes | None]]) -> bytes | None:
         """Run the call to its end: its reply, or a status from the table in `errors`."""

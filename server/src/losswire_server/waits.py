@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, Self
 
 RESOLUTION_S: Final = 0.05
 """How late a limit may be. None is early."""
-
-_T = TypeVar("_T")
-
-
-class _Wait:
-    __slots__ = ("cancelling", "limit", "passed", "task")
-
-    def __init__(self, task: asyncio.Task[Any], limit: float) -> None:
-        self.task, self.limit = task, limit
-        self.cancelling = task.cancelling()
-        self.passed = False
 
 
 class Waits:
@@ -27,53 +17,67 @@ class Waits:
 
     `asyncio.timeout` makes a timer for each wait, which takes longer than all else that is done to receive a small
     message. Cancellation from outside passes through, as it does there.
+
+    >>> with waits.until(time.monotonic() + 10):  # doctest: +SKIP
+    ...     message = await context.read()
     """
 
     def __init__(self) -> None:
         self._waits: set[_Wait] = set()
         self._is_looking = False
 
-    async def until(self, limit: float, start: Callable[[], Awaitable[_T]]) -> _T:
-        """What `start()` gives.
+    def until(self, limit: float, late: Callable[[], Exception] = TimeoutError) -> _Wait:
+        """Ends what the block waits for when its time is up.
 
         Args:
-            limit: When to stop waiting, in seconds of `time.monotonic`.
-            start: Makes what is waited for.
-
-        Raises:
-            TimeoutError: if there is nothing by then.
+            limit: When that is, in seconds of `time.monotonic`.
+            late: Makes the exception that the block then raises.
         """
-        task = asyncio.current_task()
-        assert task is not None, "only tasks wait"
-        wait = _Wait(task, limit)
-        self._waits.add(wait)
-        if not self._is_looking:
-            self._look()
-        try:
-            return await start()
-        except asyncio.CancelledError:
-            if wait.passed and task.uncancel() <= wait.cancelling:
-                raise TimeoutError from None
-            raise
-        finally:
-            self._waits.discard(wait)
+        return _Wait(self, limit, late)
 
     def end(self) -> None:
         """End all waits now, as if their limits had passed."""
         for wait in tuple(self._waits):
-            _end(wait)
+            wait.end()
 
     def _look(self) -> None:
         now = time.monotonic()
         for wait in tuple(self._waits):
             if wait.limit <= now:
-                _end(wait)
+                wait.end()
         self._is_looking = bool(self._waits)
         if self._is_looking:
             asyncio.get_running_loop().call_later(RESOLUTION_S, self._look)
 
+    def _begin(self, wait: _Wait) -> None:
+        self._waits.add(wait)
+        if not self._is_looking:
+            self._look()
 
-def _end(wait: _Wait) -> None:
-    if not wait.passed:
-        wait.passed = True
-        wait.task.cancel()
+
+class _Wait:
+    __slots__ = ("_cancelling", "_late", "_passed", "_task", "_waits", "limit")
+
+    def __init__(self, waits: Waits, limit: float, late: Callable[[], Exception]) -> None:
+        self._waits, self.limit, self._late = waits, limit, late
+        self._passed = False
+
+    def __enter__(self) -> Self:
+        task: asyncio.Task[Any] | None = asyncio.current_task()
+        assert task is not None, "only tasks wait"
+        self._task, self._cancelling = task, task.cancelling()
+        self._waits._begin(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._waits._waits.discard(self)
+        if self._passed and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise self._late() from None
+
+    def end(self) -> None:
+        """Let the block raise, if it has not been told before."""
+        if not self._passed:
+            self._passed = True
+            self._task.cancel()
