@@ -150,7 +150,9 @@ class Engine:
         finished_at = time.monotonic()
         byte_count = sum(task.byte_count for task in due)
         for task in batch:
-            task.started_at, task.finished_at, task.outcome = started_at, finished_at, DeadlinePassedError()
+            task.started_at, task.finished_at = started_at, finished_at
+            if len(due) < len(batch):
+                task.outcome = DeadlinePassedError()
         for task, outcome in zip(due, outcomes, strict=True):
             task.outcome = self._explain(task, outcome)
             task.compute_s = (finished_at - started_at) * (task.byte_count / byte_count if byte_count else 1 / len(due))

@@ -60,6 +60,8 @@ class Evaluation(ABC):
     @property
     def unsent_bytes(self) -> int:
         """Bytes of outputs that are ready."""
+        if not self.outputs:
+            return 0
         return sum(piece.nbytes for pieces in self.outputs.values() for piece in pieces)
 
     def absorb(self, positions: Positions) -> None:

@@ -23,11 +23,12 @@ class Receipt:
         self._tensors = {"weight": plan.weight, "target": plan.target, "logits": plan.logits}
         self._hashes = {name: hashlib.sha256() for name, each in self._tensors.items() if each and each.sha256}
         self.received = dict.fromkeys(self._tensors, 0)
+        self._missing_bytes = sum(each.byte_count for each in self._tensors.values() if each)
 
     @property
     def is_complete(self) -> bool:
         """Whether every announced byte has come."""
-        return all(self.received[name] == each.byte_count for name, each in self._tensors.items() if each)
+        return not self._missing_bytes
 
     def take(self, tensor: str, data: memoryview) -> int:
         """Count the next bytes of a tensor, and give the index of their first element.
@@ -40,6 +41,7 @@ class Receipt:
         self._check_count(tensor, plan, len(data))
         first_element = self.received[tensor] // plan.item_bytes
         self.received[tensor] += len(data)
+        self._missing_bytes -= len(data)
         if digest := self._hashes.get(tensor):
             digest.update(data)
             if self.received[tensor] == plan.byte_count and digest.digest() != plan.sha256:

@@ -18,6 +18,9 @@ class Run:
         call: The call it belongs to, whose bytes each job keeps reserved until the engine is done with it.
         engine: Evaluates the jobs.
         evaluation: Makes the jobs and takes their results.
+
+    Attributes:
+        outstanding: Number of jobs in the engine's hands.
     """
 
     def __init__(self, call: Call, engine: Engine, evaluation: Evaluation) -> None:
@@ -26,7 +29,7 @@ class Run:
         self.seconds = StageSeconds()
         self._engine = engine
         self._received_at = self._finished_at = call.began_at
-        self._outstanding = self._outstanding_bytes = 0
+        self.outstanding = self._outstanding_bytes = 0
         self._failure: Exception | None = None
         self._settled: asyncio.Future[None] | None = None
         self._at_most = 0
@@ -41,10 +44,10 @@ class Run:
         self._received_at = time.monotonic()
         for job in self.evaluation.jobs():
             task = Task(job, self.call.caller, self._done)
-            self._outstanding += 1
+            self.outstanding += 1
             self._outstanding_bytes += task.byte_count
             self.call.reservation.hold()
-            if self._outstanding == 1 and self._engine.evaluate_inline(task):
+            if self.outstanding == 1 and self._engine.evaluate_inline(task):
                 self._done(task)
             else:
                 self._engine.submit(task)
@@ -53,7 +56,7 @@ class Run:
 
     async def settle(self, at_most: int = 0) -> None:
         """Wait until at most so many jobs are in the engine's hands; raise what the first of them to fail raised."""
-        if self._outstanding > at_most and self._failure is None:
+        if self.outstanding > at_most and self._failure is None:
             self._at_most = at_most
             self._settled = asyncio.get_running_loop().create_future()
             await self._settled
@@ -68,14 +71,14 @@ class Run:
 
     def _done(self, task: Task) -> None:
         self.call.reservation.let_go()
-        self._outstanding -= 1
+        self.outstanding -= 1
         self._outstanding_bytes -= task.byte_count
         self._finished_at = task.finished_at
         self.seconds.queue = max(self.seconds.queue, task.started_at - task.queued_at)
         self.seconds.compute += task.compute_s
         if self._failure is None:
             self._absorb(task)
-        if self._settled and not self._settled.done() and (self._failure or self._outstanding <= self._at_most):
+        if self._settled and not self._settled.done() and (self._failure or self.outstanding <= self._at_most):
             self._settled.set_result(None)
 
     def _absorb(self, task: Task) -> None:

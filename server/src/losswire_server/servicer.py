@@ -140,9 +140,10 @@ class Servicer:
         return run.evaluation.totals()
 
     async def _receive_tensors(self, run: Run, evaluation: FramedEvaluation, outputs: replies.OutputFrames) -> None:
+        max_bytes = self._lobby.config.max_evaluation_bytes
         while not evaluation.received_all:
-            crowded = run.held_bytes > self._lobby.config.max_evaluation_bytes
-            await run.settle(at_most=0 if crowded else MAX_OUTSTANDING_JOBS - 1)
+            if run.outstanding:
+                await run.settle(at_most=0 if run.held_bytes > max_bytes else MAX_OUTSTANDING_JOBS - 1)
             for reply in outputs.ready():
                 await run.call.send(reply)
             message = await run.call.receive(run.held_bytes)
