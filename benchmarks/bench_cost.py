@@ -74,7 +74,7 @@ def _limit(channel: grpc.Channel, logits: np.ndarray, target: np.ndarray) -> Cal
 
 
 def _compute(logits: np.ndarray, target: np.ndarray) -> Callable[[], object]:
-    """The server's backend on the same tensors, in pieces of 1 MiB as they arrive."""
+    """The server's backend on the same tensors, in the pieces in which they arrive."""
     from benchmarks.compute import evaluate
 
     rows = max(1, messages.PIECE_BYTES // logits[0].nbytes)

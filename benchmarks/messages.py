@@ -1,8 +1,8 @@
 """Evaluations as the bytes that a client sends: made beforehand, so that sending them costs nothing else.
 
 Logits are float32 of shape (N, C) and targets int64 of shape (N), with default options. What fits in a message of
-4 MiB is one `EvaluateRequest`, as `losswire.Client` would have it; a stream is a header and then, for each piece of
-rows of about 1 MiB, its targets and its logits.
+4 MiB is one `EvaluateRequest`, as `losswire.Client` would have it; a stream is a header and then pieces of about 4 MiB of
+logits, with targets for 8192 rows at a time before them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 from losswire import v1
 from losswire.v1.framing import MESSAGE_PAYLOAD_BYTES, field_head
 
-PIECE_BYTES = 1024 * 1024
+PIECE_BYTES = MESSAGE_PAYLOAD_BYTES
+ROWS_AHEAD = 8192
 
 
 def fits_in_one(logits: np.ndarray, target: np.ndarray) -> bool:
@@ -38,20 +39,27 @@ def header(rows: int, class_count: int) -> bytes:
     return v1.EvaluateStreamRequest(header=announced).SerializeToString()
 
 
-def piece(logits: np.ndarray, target: np.ndarray) -> tuple[bytes, bytes]:
-    """Two frames: the targets of some rows, and their logits."""
-    return (
-        _payload(v1.EvaluateStreamRequest.TARGET_FIELD_NUMBER, target),
-        _payload(v1.EvaluateStreamRequest.LOGITS_FIELD_NUMBER, logits),
-    )
-
-
 def stream(logits: np.ndarray, target: np.ndarray) -> Iterator[bytes]:
     """All frames of one evaluation, each made when it is asked for."""
     yield header(*logits.shape)
     rows = max(1, PIECE_BYTES // logits[0].nbytes)
+    ahead = 0
     for start in range(0, len(logits), rows):
-        yield from piece(logits[start : start + rows], target[start : start + rows])
+        stop = start + rows
+        if stop > ahead and ahead < len(target):
+            first, ahead = ahead, max(stop, ahead + ROWS_AHEAD)
+            yield targets(target[first:ahead])
+        yield piece(logits[start:stop])
+
+
+def targets(target: np.ndarray) -> bytes:
+    """A frame with the targets of some rows."""
+    return _payload(v1.EvaluateStreamRequest.TARGET_FIELD_NUMBER, target)
+
+
+def piece(logits: np.ndarray) -> bytes:
+    """A frame with the logits of some rows."""
+    return _payload(v1.EvaluateStreamRequest.LOGITS_FIELD_NUMBER, logits)
 
 
 def _payload(field_number: int, array: np.ndarray) -> bytes:

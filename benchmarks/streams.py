@@ -1,7 +1,7 @@
 """Evaluations of any size as raw frames, so that both servers get the same bytes at no cost but the sending.
 
-The frames are what a client sends for float32 logits of shape (N, 32768) and int64 targets: a header, then for every
-8 rows their targets and 1 MiB of logits. They repeat after 64 MiB of random data: 4 GiB need no 4 GiB of memory.
+They are those of `messages` for float32 logits of shape (N, 32768), and repeat after 64 MiB of random data: 4 GiB need
+no 4 GiB of memory.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from losswire import v1
 METHOD = "/losswire.v1.LossService/EvaluateStream"
 MIB = 1024 * 1024
 CLASS_COUNT = 32_768
-FRAME_BYTES = MIB
+FRAME_BYTES = messages.PIECE_BYTES
 ROWS_PER_FRAME = FRAME_BYTES // (4 * CLASS_COUNT)
-DISTINCT_FRAMES = 64
+DISTINCT_FRAMES = 16
+FRAMES_PER_TARGET = messages.ROWS_AHEAD // ROWS_PER_FRAME
 TIMEOUT_S = 300.0
 
 
@@ -34,27 +35,32 @@ class Streams:
         self._target = random.integers(0, CLASS_COUNT, rows)
 
     def arrays(self, byte_count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Logits (N, 32768) of `byte_count` bytes, a multiple of 1 MiB, and targets (N)."""
+        """Logits (N, 32768) of `byte_count` bytes, a multiple of 4 MiB, and targets (N)."""
         rows = byte_count // FRAME_BYTES * ROWS_PER_FRAME
         return np.resize(self._logits, (rows, CLASS_COUNT)), np.resize(self._target, rows)
 
     def blocks(self, byte_count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The logits (8, 32768) and targets (8) of each frame, as `frames` sends them."""
+        """The logits (32, 32768) of each frame and the targets (32) of its rows."""
         for index in range(byte_count // FRAME_BYTES):
             start = index % DISTINCT_FRAMES * ROWS_PER_FRAME
             rows = slice(start, start + ROWS_PER_FRAME)
             yield self._logits[rows], self._target[rows]
 
     def frames(self, byte_count: int) -> Iterator[bytes]:
-        """Frames of one evaluation with logits of `byte_count` bytes, a multiple of 1 MiB."""
+        """Frames of one evaluation with logits of `byte_count` bytes, a multiple of 4 MiB."""
         frame_count = byte_count // FRAME_BYTES
         yield messages.header(frame_count * ROWS_PER_FRAME, CLASS_COUNT)
         for index in range(frame_count):
-            yield from self._frame_pairs[index % DISTINCT_FRAMES]
+            if index % FRAMES_PER_TARGET == 0:
+                yield self._targets(min(FRAMES_PER_TARGET, frame_count - index))
+            yield self._pieces[index % DISTINCT_FRAMES]
+
+    def _targets(self, frame_count: int) -> bytes:
+        return messages.targets(np.resize(self._target, frame_count * ROWS_PER_FRAME))
 
     @cached_property
-    def _frame_pairs(self) -> list[tuple[bytes, bytes]]:
-        return [messages.piece(*block) for block in self.blocks(DISTINCT_FRAMES * FRAME_BYTES)]
+    def _pieces(self) -> list[bytes]:
+        return [messages.piece(logits) for logits, _ in self.blocks(DISTINCT_FRAMES * FRAME_BYTES)]
 
 
 def send(channel: grpc.Channel, frames: Iterator[bytes]) -> bytes:

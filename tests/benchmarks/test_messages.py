@@ -19,14 +19,24 @@ def test_a_request_holds_both_tensors() -> None:
     assert request.class_indices.data == TARGET.tobytes()
 
 
-def test_a_stream_is_a_header_and_then_the_targets_and_logits_of_each_piece_of_rows() -> None:
-    header, *frames = [v1.EvaluateStreamRequest.FromString(frame) for frame in messages.stream(LOGITS, TARGET)]
+def test_a_stream_is_a_header_and_then_pieces_of_logits_behind_their_targets() -> None:
+    logits, target = np.resize(LOGITS, (25, 100_000)), np.resize(TARGET, 25)
+    header, *frames = [v1.EvaluateStreamRequest.FromString(frame) for frame in messages.stream(logits, target)]
 
-    assert header.header.logits.shape == [6, 100_000]
-    assert header.header.class_indices.shape == [6]
-    assert [frame.WhichOneof("frame") for frame in frames] == ["target", "logits"] * 3
-    assert b"".join(frame.logits for frame in frames) == LOGITS.tobytes()
-    assert b"".join(frame.target for frame in frames) == TARGET.tobytes()
+    assert header.header.logits.shape == [25, 100_000]
+    assert header.header.class_indices.shape == [25]
+    assert [frame.WhichOneof("frame") for frame in frames] == ["target", *["logits"] * 3]
+    assert b"".join(frame.logits for frame in frames) == logits.tobytes()
+    assert b"".join(frame.target for frame in frames) == target.tobytes()
+
+
+def test_targets_of_many_rows_are_sent_8192_at_a_time() -> None:
+    logits, target = np.zeros((20_000, 100), np.float32), np.arange(20_000)
+    _, *frames = [v1.EvaluateStreamRequest.FromString(frame) for frame in messages.stream(logits, target)]
+
+    kinds = [frame.WhichOneof("frame") for frame in frames]
+    assert kinds == ["target", "logits", "target", "logits"]
+    assert b"".join(frame.target for frame in frames) == target.tobytes()
 
 
 def test_a_message_takes_what_is_below_4_mib() -> None:

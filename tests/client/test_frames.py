@@ -163,14 +163,14 @@ def payload_sizes(asked: Evaluation, kind: str) -> list[int]:
 
 
 def test_rows_that_fit_in_a_frame_are_never_cut() -> None:
-    # 300,000 bytes a row: three rows are the most that fit into 1 MiB.
-    asked = asked_for(np.zeros((7, 75_000), np.float32), np.zeros(7, np.int64))
-    assert payload_sizes(asked, "logits") == [900_000, 900_000, 300_000]
+    # 1,200,000 bytes a row: three rows are the most that fit into 4 MiB.
+    asked = asked_for(np.zeros((7, 300_000), np.float32), np.zeros(7, np.int64))
+    assert payload_sizes(asked, "logits") == [3_600_000, 3_600_000, 1_200_000]
 
 
-def test_a_row_just_above_the_usual_stretch_is_one_frame() -> None:
-    asked = asked_for(np.zeros((2, 262_147), np.float32), np.zeros(2, np.int64))
-    assert payload_sizes(asked, "logits") == [1_048_588, 1_048_588]
+def test_rows_of_which_only_one_fits_are_a_frame_each() -> None:
+    asked = asked_for(np.zeros((2, 786_433), np.float32), np.zeros(2, np.int64))
+    assert payload_sizes(asked, "logits") == [3_145_732, 3_145_732]
 
 
 def test_a_sample_larger_than_a_frame_is_cut_and_its_labels_come_first() -> None:
@@ -179,8 +179,8 @@ def test_a_sample_larger_than_a_frame_is_cut_and_its_labels_come_first() -> None
     kinds = [
         v1.EvaluateStreamRequest.FromString(frame).WhichOneof("frame") for frame in frames.evaluate_stream(asked, True)
     ]
-    assert kinds == ["header", *["target", *["logits"] * 6] * 2]
-    assert payload_sizes(asked, "logits") == [2**20] * 12
+    assert kinds == ["header", *["target", "logits", "logits"] * 2]
+    assert payload_sizes(asked, "logits") == [2**22, 2**21] * 2
 
 
 def test_few_labels_of_many_rows_share_a_frame() -> None:
@@ -197,4 +197,4 @@ def test_a_stream_holds_one_frame_in_memory() -> None:
     finally:
         tracemalloc.stop()
     assert total > 64 * 2**20
-    assert peak < 3 * 2**20
+    assert peak < 9 * 2**20

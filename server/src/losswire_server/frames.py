@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Literal, TypeVar, cast
+from typing import Final, Literal, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -27,6 +27,16 @@ from losswire.v1.framing import MalformedMessageError, split_message
 from losswire_server.errors import InvalidRequestError
 
 _EMPTY = memoryview(b"")
+
+# The generated classes and descriptors look every name up in Python, and chunks are many.
+_FRAMES: Final = frozenset(EvaluateStreamRequest.DESCRIPTOR.fields_by_number)
+_HEADER: Final = EvaluateStreamRequest.HEADER_FIELD_NUMBER
+_REQUEST: Final = EvaluateStreamRequest.REQUEST_FIELD_NUMBER
+_CHUNKS: Final[dict[int, Literal["weight", "target", "logits"]]] = {
+    EvaluateStreamRequest.WEIGHT_FIELD_NUMBER: "weight",
+    EvaluateStreamRequest.TARGET_FIELD_NUMBER: "target",
+    EvaluateStreamRequest.LOGITS_FIELD_NUMBER: "logits",
+}
 _MessageT = TypeVar("_MessageT", bound=Message)
 
 
@@ -108,18 +118,17 @@ def decode_put_tensor(message: memoryview) -> TensorField | None:
 
 
 def _decode_frame(message: memoryview) -> Request | Chunk:
-    fields = EvaluateStreamRequest.DESCRIPTOR.fields_by_number
-    _, payloads = _split(message, fields)
+    _, payloads = _split(message, _FRAMES)
     if len(payloads) != 1:
         raise InvalidRequestError(
             ErrorReason.ERROR_REASON_MALFORMED_MESSAGE, "frame", f"{len(payloads)} frames in one message", "exactly one"
         )
     [(number, payload)] = payloads.items()
-    if number == EvaluateStreamRequest.HEADER_FIELD_NUMBER:
+    if number == _HEADER:
         return _decode_evaluation(payload, EvaluateHeader, _decode_tensor_header)
-    if number == EvaluateStreamRequest.REQUEST_FIELD_NUMBER:
+    if number == _REQUEST:
         return decode_request(payload)
-    return Chunk(cast(Literal["weight", "target", "logits"], fields[number].name), payload)
+    return Chunk(_CHUNKS[number], payload)
 
 
 def _decode_evaluation(

@@ -31,6 +31,12 @@ _ELEMENTS: Final = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch
 _STATE_BYTES_PER_POSITION: Final = {False: 88, True: 120}
 _SPARE_JOBS: Final = 64
 
+# A full message of logits with its labels and results: less than half a millisecond on one core.
+_INLINE_BYTES: Final = 5 * 2**20
+
+# With less, what a tensor costs is most of a job.
+_IN_PLACE_BYTES: Final = 2**20
+
 # cpu_kernel/job.h, field by field: 16 addresses, 14 integers, label_smoothing, and the number of counted positions.
 _DESCRIPTION: Final = struct.Struct("=16Q9q5qdq")
 _COUNTED: Final = struct.Struct("=q")
@@ -68,7 +74,7 @@ class Cpu:
     """
 
     name: Final = "cpu"
-    inline_bytes: Final = 1024 * 1024
+    inline_bytes: Final = _INLINE_BYTES
 
     def __init__(self, instruction_set: str | None = None) -> None:
         available = available_instruction_sets()
@@ -88,7 +94,7 @@ class Cpu:
         byte_count = positions * parameters.class_count * (layout.logits_dtype.itemsize + layout.target_dtype.itemsize)
         if parameters.weight is not None or parameters.outputs or not 0 < positions <= GROUP:
             return None
-        if not 0 < byte_count <= self.inline_bytes:
+        if not 0 < byte_count <= _IN_PLACE_BYTES:
             return None
         evaluate = _load(self.instruction_set, ctypes.PyDLL).losswire_evaluate_in_place
         return CpuInPlace(evaluate, layout, _describe(layout))
