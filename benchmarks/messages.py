@@ -1,8 +1,8 @@
 """Evaluations as the bytes that a client sends: made beforehand, so that sending them costs nothing else.
 
 Logits are float32 of shape (N, C) and targets int64 of shape (N), with default options. What fits in a message of
-4 MiB is one `EvaluateRequest`, as `losswire.Client` would have it; a stream is a header and then pieces of about 4 MiB of
-logits, with targets for 8192 rows at a time before them.
+4 MiB is one `EvaluateRequest`, as `losswire.Client` would have it; a stream is a header and then pieces of about 4 MiB
+of logits, with targets for 8192 rows at a time before them.
 """
 
 from __future__ import annotations
