@@ -278,6 +278,7 @@ async def test_a_job_that_the_backend_finds_small_is_evaluated_at_once_and_a_lar
     engine = Engine(backend, Metrics(CollectorRegistry()), asyncio.get_running_loop())
     assert engine.evaluate_inline(small)
     assert not engine.evaluate_inline(large)
+    assert not engine.evaluate_inline(small, before_bytes=1)
     assert backend.launches == [[small.job]]
 
 
@@ -299,3 +300,21 @@ async def test_a_small_job_fails_and_expires_as_any_other() -> None:
 
 def _never(task: Task) -> None:
     pytest.fail("whoever has a task evaluated inline has its outcome already")
+
+
+def test_a_log_that_cannot_be_written_leaves_a_small_job_its_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FullDisk:
+        def error(self, *_: object, **__: object) -> None:
+            raise OSError("no space left")
+
+        exception = error
+
+    async def main() -> Task:
+        backend = SpyBackend(lambda job: RuntimeError("broken"), inline_bytes=1 << 20)
+        engine = Engine(backend, Metrics(CollectorRegistry()), asyncio.get_running_loop())
+        task = Task(make_job(), make_caller(), _never)
+        assert engine.evaluate_inline(task)
+        return task
+
+    monkeypatch.setattr(engine_module, "_log", FullDisk())
+    assert isinstance(asyncio.run(main()).outcome, InternalError)

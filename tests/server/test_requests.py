@@ -12,7 +12,14 @@ from losswire.v1 import CrossEntropyOptions, DataType, EvaluateRequest, Output, 
 from losswire_server.errors import InvalidRequestError
 from losswire_server.frames import decode_request
 from losswire_server.losses.job import InPlace, Layout
-from losswire_server.requests import MAX_KNOWN, MAX_SURROUNDING_BYTES, KnownRequests, WholeRequest, check_whole
+from losswire_server.requests import (
+    MAX_KNOWN,
+    MAX_KNOWN_PER_LENGTH,
+    MAX_SURROUNDING_BYTES,
+    KnownRequests,
+    WholeRequest,
+    check_whole,
+)
 
 RANDOM = np.random.default_rng(0)
 
@@ -178,3 +185,12 @@ def test_only_kinds_without_weight_and_outputs_are_evaluated_in_place() -> None:
     assert plain[layout.target_start :].startswith(parsed(plain).target)
     kinds = [known.find(data) for data in (plain, *others)]
     assert [kind is not None and kind.in_place is not None for kind in kinds] == [True, *[False] * 4]
+
+
+def test_several_kinds_of_one_length_are_known_and_the_oldest_is_forgotten() -> None:
+    known = known_requests()
+    kinds = [message(ignore_index=ignored) for ignored in range(1, MAX_KNOWN_PER_LENGTH + 2)]
+    assert len(set(map(len, kinds))) == 1
+    for data in kinds:
+        learn(known, data)
+    assert [known.find(data) is not None for data in kinds] == [False, *[True] * MAX_KNOWN_PER_LENGTH]

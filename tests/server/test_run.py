@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import grpc
@@ -31,8 +31,10 @@ from losswire_server.call import Lobby
 from losswire_server.engine import Engine, Task
 from losswire_server.errors import DeadlinePassedError
 from losswire_server.framed import FramedEvaluation
-from losswire_server.losses.job import Layout, Positions
+from losswire_server.frames import decode_request
+from losswire_server.losses.job import Job, JobSums, Layout, Positions
 from losswire_server.losses.reference import Reference
+from losswire_server.requests import KnownRequests
 from losswire_server.run import Run
 from losswire_server.servicer import Servicer
 from losswire_server.weights import WeightStore
@@ -51,7 +53,7 @@ class HeldEngine:
     def in_place(self, layout: Layout) -> None:
         pass
 
-    def evaluate_inline(self, task: Task) -> bool:
+    def evaluate_inline(self, task: Task, before_bytes: int = 0) -> bool:
         return False
 
     def submit(self, task: Task) -> None:
@@ -79,9 +81,13 @@ def submit_rows(run: Run, rows: Sequence[int] = (0, 1, 2)) -> None:
 
 
 class InlineEngine(HeldEngine):
-    """An engine that evaluates what it is asked to evaluate at once."""
+    """An engine that evaluates what it is asked to evaluate at once, up to a number of bytes at a time."""
 
-    def evaluate_inline(self, task: Task) -> bool:
+    most_bytes = 1 << 20
+
+    def evaluate_inline(self, task: Task, before_bytes: int = 0) -> bool:
+        if before_bytes + task.byte_count > self.most_bytes:
+            return False
         [task.outcome] = self._backend.evaluate([task.job])
         return True
 
@@ -102,9 +108,9 @@ def test_a_small_job_waits_behind_those_of_its_evaluation() -> None:
     async def main() -> None:
         engine = InlineEngine()
         run = make_run(make_lobby(), engine)
-        engine.evaluate_inline, evaluate_inline = lambda task: False, engine.evaluate_inline  # type: ignore[method-assign]
+        engine.most_bytes = 0
         submit_rows(run, [0])
-        engine.evaluate_inline = evaluate_inline  # type: ignore[method-assign]
+        engine.most_bytes = 1 << 20
         submit_rows(run, [1, 2])
         assert len(engine.tasks) == 3, "results are reduced in the order of the positions"
         for _ in range(3):
@@ -113,6 +119,38 @@ def test_a_small_job_waits_behind_those_of_its_evaluation() -> None:
         assert run.evaluation.totals().loss == pytest.approx(EXPECTED)
 
     asyncio.run(main())
+
+
+def test_no_more_than_so_much_is_evaluated_at_a_time() -> None:
+    async def main() -> None:
+        engine = InlineEngine()
+        run = make_run(make_lobby(), engine)
+        sizes: list[int] = []
+        evaluate_inline = engine.evaluate_inline
+
+        def note(task: Task, before_bytes: int = 0) -> bool:
+            sizes.append(before_bytes)
+            return evaluate_inline(task, before_bytes)
+
+        engine.evaluate_inline = note  # type: ignore[method-assign]
+        evaluation = run.evaluation
+        assert isinstance(evaluation, FramedEvaluation)
+        jobs = list(row_jobs(evaluation))
+        evaluation.jobs = lambda: iter(jobs)  # type: ignore[method-assign]
+        engine.most_bytes = 2 * Task(jobs[0], run.call.caller, lambda task: None).byte_count
+        run.submit_ready()
+        assert sizes == [0, engine.most_bytes // 2, engine.most_bytes]
+        assert len(engine.tasks) == 1
+
+    asyncio.run(main())
+
+
+def row_jobs(evaluation: FramedEvaluation) -> Iterator[Job]:
+    """A job for each row."""
+    for row in range(3):
+        evaluation.add("target", tensor_bytes(LABELS[row : row + 1]))
+        evaluation.add("logits", tensor_bytes(LOGITS[row]))
+        yield from evaluation.jobs()
 
 
 def test_settling_waits_until_at_most_so_many_jobs_are_left() -> None:
@@ -325,3 +363,27 @@ def test_a_reply_larger_than_a_message_is_refused_before_it_is_computed() -> Non
     assert aborted is not None
     assert aborted[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "use EvaluateStream" in aborted[1]
+
+
+@pytest.mark.parametrize(("remaining_s", "in_place"), [(3600.0, True), (-1.0, False)])
+def test_a_request_whose_deadline_has_passed_is_not_evaluated_in_place(remaining_s: float, in_place: bool) -> None:
+    async def main() -> None:
+        lobby, evaluated = make_lobby(), list[bytes]()
+        engine = HeldEngine()
+        servicer = Servicer(lobby, cast(Engine, engine), WeightStore(1024), GetInfoResponse())
+        call = make_call(lobby, FakeContext(remaining_s=remaining_s))
+        message = EvaluateRequest(logits=tensor(LOGITS.numpy()), class_indices=tensor(LABELS.numpy()))
+
+        def evaluate(data: bytes) -> JobSums:
+            evaluated.append(data)
+            return JobSums(3.0, 3.0, 3)
+
+        known = KnownRequests(lambda layout: evaluate)
+        data = message.SerializeToString()
+        known.learn(data, decode_request(memoryview(data)))
+        kind = known.find(data)
+        assert kind is not None
+        result = servicer._evaluate_in_place(call, kind, data)
+        assert (result is not None, len(evaluated)) == (in_place, int(in_place))
+
+    asyncio.run(main())

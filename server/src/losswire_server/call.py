@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -26,6 +27,9 @@ from losswire_server.errors import (
 )
 from losswire_server.metrics import Metrics
 from losswire_server.waits import Waits
+
+IDLE_RESOLUTION_S: Final = 1.0
+"""How late an idle stream may be ended. There may be many, and they wait for minutes."""
 
 ABORT_TIMEOUT_S: Final = 1.0
 """How long a status may take to be written. gRPC writes in order, so one message that nobody reads holds it up."""
@@ -50,7 +54,7 @@ class Lobby:
     draining: bool = False
     inflight: int = 0
     transfers: Waits = field(default_factory=Waits)
-    idle: Waits = field(default_factory=Waits)
+    idle: Waits = field(default_factory=partial(Waits, IDLE_RESOLUTION_S))
 
     def drain(self) -> None:
         """Take no new evaluations, and end the streams that wait for one."""

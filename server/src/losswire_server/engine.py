@@ -100,15 +100,22 @@ class Engine:
         """The backend's way to evaluate small jobs of a layout, on the event loop; None where it has none."""
         return self._backend.in_place(layout)
 
-    def evaluate_inline(self, task: Task) -> bool:
+    def evaluate_inline(self, task: Task, before_bytes: int = 0) -> bool:
         """Evaluate a task on this thread, before this returns, if the backend finds it small enough; whether it did.
 
         To pass a small job to another thread and back costs more than the job.
+
+        Args:
+            task: The job; nobody calls its `deliver`.
+            before_bytes: What was evaluated so since this thread last did something else.
         """
-        if task.byte_count > self._backend.inline_bytes:
+        if before_bytes + task.byte_count > self._backend.inline_bytes:
             return False
         task.queued_at = time.monotonic()
-        self._evaluate((task,))
+        try:
+            self._evaluate((task,))
+        except Exception:  # As in `_run`.
+            _fail((task,))
         return True
 
     def stop(self) -> None:

@@ -9,11 +9,11 @@ from typing import Any, Final
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-MAX_WAITING: Final = 1024
+MAX_WAITING: Final = 64
 
 
 class Ledger(Collector):
-    """Keeps observations for a moment, to make them many at a time: at the latest when someone looks.
+    """Keeps observations for a moment, to make them many at a time: at the latest when someone looks at all of them.
 
     One observation after another is made in a fifth of the time that each takes between two calls, when the code that
     makes it has left the processor's caches. A registry in which the ledger is registered before the instruments sees

@@ -21,7 +21,10 @@ from losswire_server.plan import TORCH_DTYPES, Plan, parameters_of
 from losswire_server.validation import check_request
 
 MAX_KNOWN: Final = 512
-"""Kinds of requests that are remembered: a few hundred bytes each."""
+"""Lengths of messages of which kinds are remembered."""
+
+MAX_KNOWN_PER_LENGTH: Final = 4
+"""Kinds of one length that are remembered: less than a kilobyte each."""
 
 MAX_SURROUNDING_BYTES: Final = 1024
 """What surrounds the tensors of a request that is worth remembering, at most."""
@@ -92,13 +95,15 @@ class KnownRequests:
 
     def __init__(self, in_place: Callable[[Layout], InPlace | None]) -> None:
         self._in_place = in_place
-        # By the length of the message. Of two kinds whose messages are equally long the last is remembered.
-        self._kinds: OrderedDict[int, Kind] = OrderedDict()
+        # By the length of the message, in the order in which the lengths were learnt; the newest of a length first.
+        self._kinds: OrderedDict[int, tuple[Kind, ...]] = OrderedDict()
 
     def find(self, message: bytes) -> Kind | None:
         """The kind of the request in a message, if it is known."""
-        kind = self._kinds.get(len(message))
-        return kind if kind is not None and kind.matches(message) else None
+        for kind in self._kinds.get(len(message), ()):
+            if kind.matches(message):
+                return kind
+        return None
 
     def learn(self, message: bytes, request: Request) -> WholeRequest:
         """Check a request, and remember its kind.
@@ -114,8 +119,8 @@ class KnownRequests:
         if (kind := _kind_of(message, whole)) is not None:
             if request.weight_digest is None and request.weight is None and not whole.plan.outputs:
                 kind.in_place = self._in_place(kind.layout())
-            self._kinds[len(message)] = kind
-            self._kinds.move_to_end(len(message))
+            others = self._kinds.pop(len(message), ())
+            self._kinds[len(message)] = (kind, *others[: MAX_KNOWN_PER_LENGTH - 1])
             if len(self._kinds) > MAX_KNOWN:
                 self._kinds.popitem(last=False)
         return whole

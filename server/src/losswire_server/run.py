@@ -42,12 +42,14 @@ class Run:
     def submit_ready(self) -> None:
         """Submit the jobs that are complete, or evaluate them at once where they are small and none is on its way."""
         self._received_at = time.monotonic()
+        inline_bytes = 0
         for job in self.evaluation.jobs():
             task = Task(job, self.call.caller, self._done)
             self.outstanding += 1
             self._outstanding_bytes += task.byte_count
             self.call.reservation.hold()
-            if self.outstanding == 1 and self._engine.evaluate_inline(task):
+            if self.outstanding == 1 and self._engine.evaluate_inline(task, inline_bytes):
+                inline_bytes += task.byte_count
                 self._done(task)
             else:
                 self._engine.submit(task)

@@ -36,9 +36,7 @@ _OPTIONS: Final = (
     ("grpc.server.max_pending_requests", 1_000_000),
     ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
     ("grpc.max_allowed_incoming_connections", 4096),
-    # What a connection may send before it is read: enough that the wire does not pause while a chunk is evaluated.
-    # Probing would let it grow with the bandwidth, to many megabytes for a caller that nobody reads.
-    ("grpc.http2.lookahead_bytes", 2**20),
+    # Unread messages then wait in 64 KiB a stream, not in megabytes.
     ("grpc.http2.bdp_probe", 0),
     # One limit, not a soft and a hard one between which gRPC refuses at random.
     ("grpc.max_metadata_size", 8192),

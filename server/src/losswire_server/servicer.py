@@ -72,7 +72,9 @@ class Servicer:
         message = await call.receive() or b""
         kind = self._known.find(message)
         if kind is not None and (result := self._evaluate_in_place(call, kind, message)) is not None:
-            return replies.short_response(*result)
+            reply = replies.short_response(*result)
+            self._observe(*result)
+            return reply
         request = kind.request(message) if kind else self._known.learn(message, decode_request(memoryview(message)))
         self._check_reply_fits(request.plan)
         run = Run(call, self._engine, WholeEvaluation(request, self._weights))
@@ -83,19 +85,19 @@ class Servicer:
 
     def _evaluate_in_place(self, call: Call, kind: Kind, message: bytes) -> tuple[Totals, StageSeconds] | None:
         """The result of a small request, at once; None where it must go the ordinary way, perhaps to be refused."""
-        if kind.in_place is None:
-            return None
         received_at = time.monotonic()
+        if kind.in_place is None or call.caller.deadline <= received_at:
+            return None
         sums = kind.in_place(message)
         if sums is None:
             return None
         admit_s = call.take_admit_s()
         seconds = StageSeconds(admit_s, received_at - call.began_at - admit_s, compute=time.monotonic() - received_at)
-        totals = totals_of(kind.plan, sums)
+        return totals_of(kind.plan, sums), seconds
+
+    def _observe(self, totals: Totals, seconds: StageSeconds) -> None:
         metrics = self._lobby.metrics
         metrics.ledger.note(metrics.evaluated, seconds.by_stage(), totals.counted, totals.ignored)
-        metrics.ledger.note(metrics.batch_evaluated, 1, len(message))
-        return totals, seconds
 
     async def _evaluate_stream(self, call: Call) -> None:
         message = await call.receive()
@@ -108,6 +110,7 @@ class Servicer:
         kind = self._known_frames.find(message)
         if kind is not None and (result := self._evaluate_in_place(call, kind, message)) is not None:
             await call.send(replies.result_frame(*result))
+            self._observe(*result)
             return
         if (evaluation := self._begin(kind, message)) is None:
             return

@@ -9,8 +9,8 @@ from losswire_server.errors import TooLargeError
 from losswire_server.losses.job import WHOLE_SAMPLE_OUTPUTS, Parameters
 from losswire_server.plan import Plan
 
-STATE_BYTES_PER_POSITION: Final = 80
-"""What a backend keeps of one position between the blocks of its sample: nine float64 at most, and its label."""
+STATE_BYTES_PER_POSITION: Final = 128
+"""What a backend keeps of one position between the blocks of its sample, at most, and its label."""
 
 MAX_FREE_POSITIONS: Final = 65_536
 """Positions that come without a byte of logits."""

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 RESOLUTION_S: Final = 0.05
-"""How late a limit may be. None is early."""
+"""How late a limit may be, where nothing else is said. None is early."""
 
 
 class Waits:
@@ -18,11 +18,15 @@ class Waits:
     `asyncio.timeout` makes a timer for each wait, which takes longer than all else that is done to receive a small
     message. Cancellation from outside passes through, as it does there.
 
+    Args:
+        resolution_s: How often, and so how late a limit may be, in seconds.
+
     >>> with waits.until(time.monotonic() + 10):  # doctest: +SKIP
     ...     message = await context.read()
     """
 
-    def __init__(self) -> None:
+    def __init__(self, resolution_s: float = RESOLUTION_S) -> None:
+        self._resolution_s = resolution_s
         self._waits: set[_Wait] = set()
         self._is_looking = False
 
@@ -47,7 +51,7 @@ class Waits:
                 wait.end()
         self._is_looking = bool(self._waits)
         if self._is_looking:
-            asyncio.get_running_loop().call_later(RESOLUTION_S, self._look)
+            asyncio.get_running_loop().call_later(self._resolution_s, self._look)
 
     def _begin(self, wait: _Wait) -> None:
         self._waits.add(wait)

@@ -20,8 +20,9 @@ class Pool {
 
     // Calls work(i) once for each i in [0, count), on up to `threads` threads; returns when all have returned.
     template <class Work> void run(int64_t count, int threads, const Work& work) {
-        std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
-        if (threads <= 1 || count <= 1 || !turn.owns_lock()) {
+        // Work that needs no helper leaves the turn to others.
+        std::unique_lock<std::mutex> turn(turn_, std::defer_lock);
+        if (threads <= 1 || count <= 1 || !turn.try_lock()) {
             for (int64_t i = 0; i < count; ++i) work(i);
             return;
         }
