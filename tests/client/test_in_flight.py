@@ -45,6 +45,17 @@ def test_what_is_no_error_of_the_service_is_the_first_ones_too() -> None:
     assert judge(line, error, answered=False) == (0.0, [(line[0], error)])
 
 
+@pytest.mark.parametrize("answered", [True, False])
+def test_trouble_is_an_attempt_of_those_who_wait(answered: bool) -> None:
+    budget = RetryBudget(POLICY)
+    line = entries(2, budget)
+    line[0].future.cancel()
+    assert judge(line, BUSY, answered) == (5.0, [])
+    assert judge(line, BUSY, answered) == (9.0, [])
+    assert judge(line, BUSY, answered) == (0.0, [(line[1], BUSY)])
+    assert [budget.spend() for _ in range(3)] == [True, True, False]
+
+
 def test_a_missing_weight_is_sent_at_once_and_believed_missing_once() -> None:
     line = entries(2)
     assert judge(line, MISSING, answered=True) == (0.0, [])

@@ -344,6 +344,26 @@ def test_a_cancelled_evaluation_leaves_the_others_alone(fake_server: FakeServer,
         assert losses([futures[0].result(), futures[2].result()]) == [0, 2]
 
 
+def test_a_cancelled_evaluation_that_is_refused_leaves_the_others_alone(fake_server: FakeServer, connect: Any) -> None:
+    reached, release = threading.Event(), threading.Event()
+
+    def refuse(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        reached.set()
+        assert release.wait(30)
+        yield from INVALID(requests, context)
+
+    streams = [Answering(on_0=refuse), Answering()]
+    fake_server.then(*streams)
+    with connect(fake_server.target).session() as session:
+        wrong, behind = [session.submit(*batch(number)) for number in range(2)]
+        assert reached.wait(30)
+        assert wrong.cancel()
+        last = session.submit(*batch(2))
+        release.set()
+        assert losses([behind.result(), last.result()]) == [1, 2]
+    assert [stream.numbers for stream in streams] == [[0], [1, 2]]
+
+
 def test_a_large_evaluation_that_is_cancelled_halfway_is_not_sent_to_the_end(
     fake_server: FakeServer, connect: Any
 ) -> None:

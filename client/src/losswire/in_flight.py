@@ -69,7 +69,7 @@ def judge(entries: Sequence[Entry], error: Exception, answered: bool) -> tuple[f
     brought no result; together they take one retry from the budget.
 
     Args:
-        entries: What is unanswered, in order, at least one.
+        entries: What is unanswered, in order, at least one; with what is over, as the error may be about that.
         error: What the stream ended with.
         answered: Whether it brought any result.
     """
@@ -82,9 +82,10 @@ def judge(entries: Sequence[Entry], error: Exception, answered: bool) -> tuple[f
     if not may_pass(error):
         return 0.0, [(first, error)]
     delay_s, failures = 0.0, list[tuple[Entry, Exception]]()
-    for entry in entries[:1] if answered else entries:
+    waited_for = [entry for entry in entries if not entry.is_over]
+    for entry in waited_for[:1] if answered else waited_for:
         try:
-            delay_s = max(delay_s, entry.attempts.delay_s(error, spend=entry is first))
+            delay_s = max(delay_s, entry.attempts.delay_s(error, spend=entry is waited_for[0]))
         except LosswireError as last_error:
             failures.append((entry, last_error))
     return delay_s, failures

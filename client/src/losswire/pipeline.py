@@ -121,12 +121,13 @@ class Pipeline:
     def _after(self, stream: Stream, error: Exception | None) -> Stream | None:
         """The stream after one that has ended; None where there is nothing to send."""
         with self._lock:
-            unanswered = [entry for entry in stream.sent if not entry.is_over]
+            sent = list(stream.sent)
+            unanswered = [entry for entry in sent if not entry.is_over]
             stream.sent.clear()
             stream.ended = True
-            self._waiting.extendleft(reversed(unanswered))
             # What refuses a stream at once may do so before it takes a frame.
-            concerned = unanswered if stream.answered else [entry for entry in self._waiting if not entry.is_over]
+            concerned = sent if stream.answered else sent + [entry for entry in self._waiting if not entry.is_over]
+            self._waiting.extendleft(reversed(unanswered))
             self._work.notify_all()
         if error is None and unanswered:
             error = InternalError("the server ended the stream without a result")
