@@ -250,6 +250,44 @@ def test_an_evaluation_out_of_time_does_not_hold_up_the_others(fake_server: Fake
     assert streams[1].numbers == [2]
 
 
+def test_an_evaluation_that_was_cancelled_holds_up_only_who_runs_out_of_time(
+    fake_server: FakeServer, connect: Any
+) -> None:
+    hang = Hang()
+    fake_server.then(Answering(on_0=hang), Answering())
+    with connect(fake_server.target).session(timeout_s=10) as session:
+        given_up = session.submit(*batch(0))
+        assert hang.reached.wait(30)
+        assert given_up.cancel()
+        with pytest.raises(losswire.DeadlineExceededError):
+            session.cross_entropy(*batch(1), timeout_s=0.2)
+        assert float(session.cross_entropy(*batch(2))) == 2
+    assert hang.cancelled.wait(30)
+
+
+def test_an_evaluation_out_of_time_before_its_turn_holds_up_only_who_runs_out_of_time(
+    fake_server: FakeServer, connect: Any
+) -> None:
+    hang, release = Hang(), threading.Event()
+
+    def slow(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        assert release.wait(30)
+        yield from ()
+
+    fake_server.then(Answering(on_0=slow, on_1=hang), Answering())
+    with connect(fake_server.target).session(timeout_s=10) as session:
+        first = session.submit(*batch(0))
+        late = session.submit(*batch(1), timeout_s=0.2)
+        with pytest.raises(losswire.DeadlineExceededError):
+            late.result()
+        release.set()
+        assert float(first.result()) == 0
+        with pytest.raises(losswire.DeadlineExceededError):
+            session.cross_entropy(*batch(2), timeout_s=0.2)
+        assert float(session.cross_entropy(*batch(3))) == 3
+    assert hang.cancelled.wait(30)
+
+
 def test_without_room_an_evaluation_waits_until_its_time_is_out(fake_server: FakeServer, connect: Any) -> None:
     fake_server.then(Answering(on_0=Hang()))
     client = connect(fake_server.target)

@@ -193,7 +193,6 @@ class Pipeline:
                     return
                 now = time.monotonic()
                 overdue = [entry for entry in self._under_way() if entry.attempts.deadline <= now]
-                is_stuck = bool(overdue) and bool(stream.sent) and stream.sent[0] is overdue[0]
                 if not overdue:
                     self._await_deadline(now)
             for entry in overdue:
@@ -201,8 +200,15 @@ class Pipeline:
                     entry.attempts.remaining_s()
                 except LosswireError as error:
                     self._settle(entry, error)
-            if is_stuck:
-                self._give_up(stream)
+            if overdue:
+                self._leave_if_stuck(stream)
+
+    def _leave_if_stuck(self, stream: Stream) -> None:
+        """Gives a stream up whose server is busy with an evaluation that is over, whoever ran out of time."""
+        with self._lock:
+            is_stuck = bool(stream.sent) and stream.sent[0].is_over
+        if is_stuck:
+            self._give_up(stream)
 
     def _await_deadline(self, now: float) -> None:
         deadlines = (entry.attempts.deadline for entry in self._under_way())
