@@ -288,6 +288,31 @@ def test_an_evaluation_out_of_time_before_its_turn_holds_up_only_who_runs_out_of
     assert hang.cancelled.wait(30)
 
 
+@pytest.mark.parametrize(
+    ("policy", "most_streams"),
+    [
+        (RetryPolicy(initial_backoff_s=0.001, max_attempts=1), 1),
+        (RetryPolicy(initial_backoff_s=0.001, max_attempts=3), 3),
+        (RetryPolicy(initial_backoff_s=0.001, budget_reserve=1, budget_ratio=0), 2),
+    ],
+)
+def test_a_slow_server_is_sent_no_more_than_the_retries_that_there_are(
+    fake_server: FakeServer, connect: Any, policy: RetryPolicy, most_streams: int
+) -> None:
+    def read_on(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        for _ in requests:
+            pass
+        yield from ()
+
+    fake_server.then(*[read_on] * 16)
+    with connect(fake_server.target, retry=policy).session() as session:
+        futures = [session.submit(*batch(number), timeout_s=0.3 + 0.04 * number) for number in range(12)]
+        for future in futures:
+            with pytest.raises(losswire.DeadlineExceededError):
+                future.result()
+    assert len(fake_server.received) <= most_streams
+
+
 def test_without_room_an_evaluation_waits_until_its_time_is_out(fake_server: FakeServer, connect: Any) -> None:
     fake_server.then(Answering(on_0=Hang()))
     client = connect(fake_server.target)

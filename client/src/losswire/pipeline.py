@@ -20,7 +20,7 @@ from typing import Final
 
 from losswire.calls import CrossEntropyCall
 from losswire.errors import ClosedError, InternalError, LosswireError
-from losswire.in_flight import Entry, Stream, judge
+from losswire.in_flight import Entry, Stream, delay_of_a_retry, judge
 from losswire.results import CrossEntropyResult
 from losswire.retry import Attempts
 from losswire.transports import Transport, drain
@@ -136,6 +136,7 @@ class Pipeline:
             for entry, failure in failures:
                 self._settle(entry, failure)
             self._pause(delay_s)
+        self._pause(stream.backoff_s)
         with self._lock:
             self._waiting = deque(entry for entry in self._waiting if not entry.is_over)
             self._stream = Stream() if self._waiting else None
@@ -185,7 +186,7 @@ class Pipeline:
             self._settle(entry, result)
 
     def _watch(self, run_number: int) -> None:
-        """Fails what has run out of time; a stream whose server is still busy with that is ended."""
+        """Fails what has run out of time; a stream whose server is busy with what is over is ended."""
         while True:
             with self._lock:
                 stream = self._stream
@@ -204,11 +205,19 @@ class Pipeline:
                 self._leave_if_stuck(stream)
 
     def _leave_if_stuck(self, stream: Stream) -> None:
-        """Gives a stream up whose server is busy with an evaluation that is over, whoever ran out of time."""
+        """Gives a stream up whose server is busy with an evaluation that is over, if the others have a retry for it.
+
+        Without one they stay in line, each until its own time is out: the server may be slow and no more than that.
+        """
         with self._lock:
-            is_stuck = bool(stream.sent) and stream.sent[0].is_over
-        if is_stuck:
-            self._give_up(stream)
+            if stream.ended or not stream.sent or not stream.sent[0].is_over:
+                return
+            delay_s = delay_of_a_retry([entry for entry in stream.sent if not entry.is_over], stream.answered)
+            if delay_s is None:
+                return
+            stream.given_up = True  # Under the same lock: its end is nobody's attempt once more.
+            stream.backoff_s = delay_s
+        self._give_up(stream)
 
     def _await_deadline(self, now: float) -> None:
         deadlines = (entry.attempts.deadline for entry in self._under_way())
