@@ -86,6 +86,14 @@ def test_a_table_for_people(server: RunningServer, bench: Bench) -> None:
         assert words in result.stdout
 
 
+def test_what_was_measured_is_shown_even_where_it_cannot_be_saved(
+    server: RunningServer, bench: Bench, tmp_path: Path
+) -> None:
+    result = bench(server.address, *SHORT, "--concurrency", 2, "--json", "--save", tmp_path / "missing" / "report.json")
+    [made] = measured(result, exit_code=1)["measurements"]
+    assert made["calls"] >= 1
+
+
 def test_failures_are_counted_and_a_server_that_answers_nothing_is_one(fake_server: FakeServer, bench: Bench) -> None:
     fake_server.then(INFO, INFO, *[fail(grpc.StatusCode.UNAVAILABLE)] * 10_000)
     arguments = ("--rate", "50", "--duration-s", 0.2, "--warm-up-s", 0, "--shapes", "8x10", "--json")

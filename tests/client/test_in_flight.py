@@ -12,7 +12,7 @@ import losswire
 from losswire import RetryPolicy
 from losswire.calls import CrossEntropyCall, KnownWeights
 from losswire.evaluation import class_weight, evaluation
-from losswire.in_flight import Entry, judge
+from losswire.in_flight import Entry, delay_of_a_retry, judge
 from losswire.options import Options
 from losswire.retry import Attempts, RetryBudget
 
@@ -43,6 +43,17 @@ def test_what_would_not_pass_is_the_first_ones() -> None:
 def test_what_is_no_error_of_the_service_is_the_first_ones_too() -> None:
     line, error = entries(3), LookupError("no token")
     assert judge(line, error, answered=False) == (0.0, [(line[0], error)])
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_trouble_is_an_attempt_of_those_who_wait(answered: bool) -> None:
+    budget = RetryBudget(POLICY)
+    line = entries(2, budget)
+    line[0].future.cancel()
+    assert judge(line, BUSY, answered) == (5.0, [])
+    assert judge(line, BUSY, answered) == (9.0, [])
+    assert judge(line, BUSY, answered) == (0.0, [(line[1], BUSY)])
+    assert [budget.spend() for _ in range(3)] == [True, True, False]
 
 
 def test_a_missing_weight_is_sent_at_once_and_believed_missing_once() -> None:
@@ -79,3 +90,19 @@ def test_a_stream_that_was_ended_as_idle_is_worth_another(answered: bool) -> Non
 def test_a_deadline_that_the_server_saw_pass_is_the_first_ones() -> None:
     line, late = entries(2), losswire.DeadlineExceededError("too late", reason="DEADLINE_PASSED")
     assert judge(line, late, answered=False) == (0.0, [(line[0], late)])
+
+
+def test_leaving_a_stuck_stream_is_an_attempt_of_all_but_one_retry_from_the_budget() -> None:
+    budget = RetryBudget(POLICY)
+    line = entries(10, budget)
+    assert [delay_of_a_retry(line, answered=False) for _ in range(3)] == [4.0, 8.0, None]
+    assert [budget.spend() for _ in range(3)] == [True, True, False]
+
+
+def test_leaving_a_stuck_stream_after_a_result_is_an_attempt_of_the_first_that_can_wait() -> None:
+    line = entries(2)
+    assert [delay_of_a_retry(line, answered=True) for _ in range(5)] == [4.0, 8.0, 4.0, 8.0, None]
+
+
+def test_leaving_a_stuck_stream_with_nothing_else_on_it_is_free() -> None:
+    assert delay_of_a_retry([], answered=False) == 0.0

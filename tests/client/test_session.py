@@ -250,6 +250,69 @@ def test_an_evaluation_out_of_time_does_not_hold_up_the_others(fake_server: Fake
     assert streams[1].numbers == [2]
 
 
+def test_an_evaluation_that_was_cancelled_holds_up_only_who_runs_out_of_time(
+    fake_server: FakeServer, connect: Any
+) -> None:
+    hang = Hang()
+    fake_server.then(Answering(on_0=hang), Answering())
+    with connect(fake_server.target).session(timeout_s=10) as session:
+        given_up = session.submit(*batch(0))
+        assert hang.reached.wait(30)
+        assert given_up.cancel()
+        with pytest.raises(losswire.DeadlineExceededError):
+            session.cross_entropy(*batch(1), timeout_s=0.2)
+        assert float(session.cross_entropy(*batch(2))) == 2
+    assert hang.cancelled.wait(30)
+
+
+def test_an_evaluation_out_of_time_before_its_turn_holds_up_only_who_runs_out_of_time(
+    fake_server: FakeServer, connect: Any
+) -> None:
+    hang, release = Hang(), threading.Event()
+
+    def slow(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        assert release.wait(30)
+        yield from ()
+
+    fake_server.then(Answering(on_0=slow, on_1=hang), Answering())
+    with connect(fake_server.target).session(timeout_s=10) as session:
+        first = session.submit(*batch(0))
+        late = session.submit(*batch(1), timeout_s=0.2)
+        with pytest.raises(losswire.DeadlineExceededError):
+            late.result()
+        release.set()
+        assert float(first.result()) == 0
+        with pytest.raises(losswire.DeadlineExceededError):
+            session.cross_entropy(*batch(2), timeout_s=0.2)
+        assert float(session.cross_entropy(*batch(3))) == 3
+    assert hang.cancelled.wait(30)
+
+
+@pytest.mark.parametrize(
+    ("policy", "most_streams"),
+    [
+        (RetryPolicy(initial_backoff_s=0.001, max_attempts=1), 1),
+        (RetryPolicy(initial_backoff_s=0.001, max_attempts=3), 3),
+        (RetryPolicy(initial_backoff_s=0.001, budget_reserve=1, budget_ratio=0), 2),
+    ],
+)
+def test_a_slow_server_is_sent_no_more_than_the_retries_that_there_are(
+    fake_server: FakeServer, connect: Any, policy: RetryPolicy, most_streams: int
+) -> None:
+    def read_on(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        for _ in requests:
+            pass
+        yield from ()
+
+    fake_server.then(*[read_on] * 16)
+    with connect(fake_server.target, retry=policy).session() as session:
+        futures = [session.submit(*batch(number), timeout_s=0.3 + 0.04 * number) for number in range(12)]
+        for future in futures:
+            with pytest.raises(losswire.DeadlineExceededError):
+                future.result()
+    assert len(fake_server.received) <= most_streams
+
+
 def test_without_room_an_evaluation_waits_until_its_time_is_out(fake_server: FakeServer, connect: Any) -> None:
     fake_server.then(Answering(on_0=Hang()))
     client = connect(fake_server.target)
@@ -342,6 +405,26 @@ def test_a_cancelled_evaluation_leaves_the_others_alone(fake_server: FakeServer,
         assert futures[1].cancel()
         release.set()
         assert losses([futures[0].result(), futures[2].result()]) == [0, 2]
+
+
+def test_a_cancelled_evaluation_that_is_refused_leaves_the_others_alone(fake_server: FakeServer, connect: Any) -> None:
+    reached, release = threading.Event(), threading.Event()
+
+    def refuse(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        reached.set()
+        assert release.wait(30)
+        yield from INVALID(requests, context)
+
+    streams = [Answering(on_0=refuse), Answering()]
+    fake_server.then(*streams)
+    with connect(fake_server.target).session() as session:
+        wrong, behind = [session.submit(*batch(number)) for number in range(2)]
+        assert reached.wait(30)
+        assert wrong.cancel()
+        last = session.submit(*batch(2))
+        release.set()
+        assert losses([behind.result(), last.result()]) == [1, 2]
+    assert [stream.numbers for stream in streams] == [[0], [1, 2]]
 
 
 def test_a_large_evaluation_that_is_cancelled_halfway_is_not_sent_to_the_end(

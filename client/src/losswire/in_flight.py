@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -49,15 +50,17 @@ class Stream:
         answered: Whether it brought any result.
         ended: Whether no more frames go on it.
         given_up: Whether it was ended here, because nobody waits for what the server does on it.
+        backoff_s: Seconds to wait before the next one, where it was given up.
         replies: What comes back, once it is open.
     """
 
-    __slots__ = ("answered", "ended", "given_up", "replies", "sent", "weights_sent")
+    __slots__ = ("answered", "backoff_s", "ended", "given_up", "replies", "sent", "weights_sent")
 
     def __init__(self) -> None:
         self.sent: deque[Entry] = deque()
         self.weights_sent: set[bytes] = set()
         self.answered = self.ended = self.given_up = False
+        self.backoff_s = 0.0
         self.replies: ReplyStream | None = None
 
 
@@ -69,7 +72,7 @@ def judge(entries: Sequence[Entry], error: Exception, answered: bool) -> tuple[f
     brought no result; together they take one retry from the budget.
 
     Args:
-        entries: What is unanswered, in order, at least one.
+        entries: What is unanswered, in order, at least one; with what is over, as the error may be about that.
         error: What the stream ended with.
         answered: Whether it brought any result.
     """
@@ -82,12 +85,33 @@ def judge(entries: Sequence[Entry], error: Exception, answered: bool) -> tuple[f
     if not may_pass(error):
         return 0.0, [(first, error)]
     delay_s, failures = 0.0, list[tuple[Entry, Exception]]()
-    for entry in entries[:1] if answered else entries:
+    waited_for = [entry for entry in entries if not entry.is_over]
+    for entry in waited_for[:1] if answered else waited_for:
         try:
-            delay_s = max(delay_s, entry.attempts.delay_s(error, spend=entry is first))
+            delay_s = max(delay_s, entry.attempts.delay_s(error, spend=entry is waited_for[0]))
         except LosswireError as last_error:
             failures.append((entry, last_error))
     return delay_s, failures
+
+
+def delay_of_a_retry(entries: Sequence[Entry], answered: bool) -> float | None:
+    """Seconds to wait before what is on a stuck stream goes on another one; None where it shall not.
+
+    It is an attempt of all that can still wait, or of the first of them where the stream brought a result; together
+    they take one retry from the budget. Nothing fails for want of one.
+
+    Args:
+        entries: What would be sent once more; with nothing to send, leaving is free.
+        answered: Whether the stream brought any result.
+    """
+    stuck = UnavailableError("the server is busy with an evaluation that nobody waits for any more")
+    delays_s: list[float] = []
+    for entry in entries:
+        with contextlib.suppress(LosswireError):
+            delays_s.append(entry.attempts.delay_s(stuck, spend=not delays_s))
+        if answered and delays_s:
+            break
+    return max(delays_s, default=None) if entries else 0.0
 
 
 def _for_those_who_wait(error: Exception) -> Exception:

@@ -20,7 +20,7 @@ from typing import Final
 
 from losswire.calls import CrossEntropyCall
 from losswire.errors import ClosedError, InternalError, LosswireError
-from losswire.in_flight import Entry, Stream, judge
+from losswire.in_flight import Entry, Stream, delay_of_a_retry, judge
 from losswire.results import CrossEntropyResult
 from losswire.retry import Attempts
 from losswire.transports import Transport, drain
@@ -121,12 +121,13 @@ class Pipeline:
     def _after(self, stream: Stream, error: Exception | None) -> Stream | None:
         """The stream after one that has ended; None where there is nothing to send."""
         with self._lock:
-            unanswered = [entry for entry in stream.sent if not entry.is_over]
+            sent = list(stream.sent)
+            unanswered = [entry for entry in sent if not entry.is_over]
             stream.sent.clear()
             stream.ended = True
-            self._waiting.extendleft(reversed(unanswered))
             # What refuses a stream at once may do so before it takes a frame.
-            concerned = unanswered if stream.answered else [entry for entry in self._waiting if not entry.is_over]
+            concerned = sent if stream.answered else sent + [entry for entry in self._waiting if not entry.is_over]
+            self._waiting.extendleft(reversed(unanswered))
             self._work.notify_all()
         if error is None and unanswered:
             error = InternalError("the server ended the stream without a result")
@@ -135,6 +136,7 @@ class Pipeline:
             for entry, failure in failures:
                 self._settle(entry, failure)
             self._pause(delay_s)
+        self._pause(stream.backoff_s)
         with self._lock:
             self._waiting = deque(entry for entry in self._waiting if not entry.is_over)
             self._stream = Stream() if self._waiting else None
@@ -184,7 +186,7 @@ class Pipeline:
             self._settle(entry, result)
 
     def _watch(self, run_number: int) -> None:
-        """Fails what has run out of time; a stream whose server is still busy with that is ended."""
+        """Fails what has run out of time; a stream whose server is busy with what is over is ended."""
         while True:
             with self._lock:
                 stream = self._stream
@@ -192,7 +194,6 @@ class Pipeline:
                     return
                 now = time.monotonic()
                 overdue = [entry for entry in self._under_way() if entry.attempts.deadline <= now]
-                is_stuck = bool(overdue) and bool(stream.sent) and stream.sent[0] is overdue[0]
                 if not overdue:
                     self._await_deadline(now)
             for entry in overdue:
@@ -200,8 +201,23 @@ class Pipeline:
                     entry.attempts.remaining_s()
                 except LosswireError as error:
                     self._settle(entry, error)
-            if is_stuck:
-                self._give_up(stream)
+            if overdue:
+                self._leave_if_stuck(stream)
+
+    def _leave_if_stuck(self, stream: Stream) -> None:
+        """Gives a stream up whose server is busy with an evaluation that is over, if the others have a retry for it.
+
+        Without one they stay in line, each until its own time is out: the server may be slow and no more than that.
+        """
+        with self._lock:
+            if stream.ended or not stream.sent or not stream.sent[0].is_over:
+                return
+            delay_s = delay_of_a_retry([entry for entry in stream.sent if not entry.is_over], stream.answered)
+            if delay_s is None:
+                return
+            stream.given_up = True  # Under the same lock: its end is nobody's attempt once more.
+            stream.backoff_s = delay_s
+        self._give_up(stream)
 
     def _await_deadline(self, now: float) -> None:
         deadlines = (entry.attempts.deadline for entry in self._under_way())

@@ -163,11 +163,12 @@ def _numbers(text: str, name: str, kind: type[Any]) -> list[Any]:
 
 
 def _show(report: Report, save: Path | None, as_json: bool) -> None:
-    if save is not None:
-        save.write_text(json.dumps(jsonable(report.as_dict()), indent=2) + "\n")
     if as_json:
         print_json(report.as_dict())
     else:
         out.print(report.table())
         for sentence in report.sentences():
             out.print(sentence, highlight=False)
+    # Last, so that a file that cannot be written costs nothing that took minutes to measure.
+    if save is not None:
+        save.write_text(json.dumps(jsonable(report.as_dict()), indent=2) + "\n")
