@@ -120,19 +120,30 @@ def start(folder: Path, *flags: str) -> Processes:
     return server
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """A server whose processes live on; only one test evaluates over it, which counts what it did."""
+    yield from running_server(tmp_path_factory.mktemp("shared"))
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Processes]:
     """A server that a test may do anything to."""
-    running = start(tmp_path)
+    yield from running_server(tmp_path)
+
+
+def running_server(folder: Path) -> Iterator[Processes]:
+    """A server, which is killed afterwards if it has not ended."""
+    running = start(folder)
     yield running
     if running.supervisor.poll() is None:
         running.stop(signal.SIGKILL)
     running.supervisor.communicate(timeout=60)
 
 
-def test_connections_are_spread_and_their_calls_counted_as_one_servers(server: Processes) -> None:
-    calls = server.evaluate_until_all_have()
-    samples = server.samples()
+def test_connections_are_spread_and_their_calls_counted_as_one_servers(shared: Processes) -> None:
+    calls = shared.evaluate_until_all_have()
+    samples = shared.samples()
     assert samples["losswire_positions_total", "kind=counted"] == 3 * calls
     assert samples["losswire_requests_total", "code=OK,method=Evaluate"] == calls
     assert samples["losswire_stage_duration_seconds_count", "stage=compute"] == calls
@@ -143,9 +154,9 @@ def test_connections_are_spread_and_their_calls_counted_as_one_servers(server: P
         assert samples["process_resident_memory_bytes", f"process={name}"] > 0
 
 
-def test_info_is_that_of_a_process_and_tells_how_many_there_are(server: Processes) -> None:
+def test_info_is_that_of_a_process_and_tells_how_many_there_are(shared: Processes) -> None:
     answers = []
-    for address in (server.address, server.health_address):
+    for address in (shared.address, shared.health_address):
         with grpc.insecure_channel(address) as channel:
             answers.append(LossServiceStub(channel).GetInfo(GetInfoRequest(), timeout=30))
     assert answers[0] == answers[1]

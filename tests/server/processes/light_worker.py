@@ -12,7 +12,13 @@ import sys
 from pathlib import Path
 
 from losswire.v1 import GetInfoResponse
-from losswire_server.processes.link import Family, Report, decode_settings, encode
+from losswire_server.processes.link import LINE_BYTES, Family, Report, decode_settings, encode
+
+BROKEN = {
+    "serve and say no JSON": b"Segmentation fault\n",
+    "serve and say no report": b"3\n",
+    "serve and say too much": bytes(LINE_BYTES + 1),
+}
 
 
 def main(fifo: Path, act: str, link: socket.socket) -> int:
@@ -30,11 +36,20 @@ def main(fifo: Path, act: str, link: socket.socket) -> int:
         link.sendall(encode(Report(info=info.SerializeToString().hex())))
     if act == "serve until all do":
         fifo.open().close()
-    if act == "serve until asked":
+    if act.startswith("serve until asked"):
         fifo.open().close()
         lines.readline()
+        if act == "serve until asked again":
+            link.sendall(encode(Report()))
+            # Ends a process that is not.
+            signal.alarm(5)
+            lines.readline()
         told = Family("answers", "Answers.", "counter", [("answers_total", {}, 1.0)])
         link.sendall(encode(Report(families=[told])))
+    if act.startswith("serve and say"):
+        fifo.open().close()
+        link.sendall(BROKEN[act])
+        signal.pause()
     if act == "serve until told to stop":
         signal.sigwait({signal.SIGTERM})
         return 0
@@ -46,5 +61,5 @@ def main(fifo: Path, act: str, link: socket.socket) -> int:
 if __name__ == "__main__":
     if sys.argv[2] in {"serve until told to stop", "serve for ever"}:
         # Before the supervisor can send one, so that none is lost.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     sys.exit(main(Path(sys.argv[1]), sys.argv[2], socket.socket(fileno=int(sys.argv[3]))))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from structlog.testing import capture_logs
@@ -17,6 +20,7 @@ from losswire_server import summary
 from losswire_server.config import load_config
 from losswire_server.ports import StartError
 from losswire_server.processes import supervisor
+from losswire_server.processes.child import Child
 from losswire_server.processes.link import Family
 from losswire_server.processes.merging import MetricsMerger
 from losswire_server.processes.supervisor import MAX_DEATHS, ProcessesDiedError, Supervisor
@@ -78,17 +82,91 @@ def test_a_process_that_lived_long_has_not_died_in_a_row(monkeypatch: pytest.Mon
     assert set(deaths) == {supervisor.BACKOFF_S}
 
 
-def test_what_a_process_counted_is_remembered_though_nobody_scrapes(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
-    monkeypatch.setattr(supervisor, "REMEMBER_S", 0.001)
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The metrics that each process had told when it ended."""
     told: list[list[str]] = []
 
     def retire(_: MetricsMerger, __: str, families: list[Family]) -> None:
         told.append([each.name for each in families])
 
     monkeypatch.setattr(MetricsMerger, "retire", retire)
+    return told
+
+
+def test_what_a_process_counted_is_remembered_though_nobody_scrapes(
+    monkeypatch: pytest.MonkeyPatch, run: Run, told: list[list[str]]
+) -> None:
+    monkeypatch.setattr(supervisor, "REMEMBER_S", 0.001)
     with pytest.raises(ProcessesDiedError):
         run("serve until asked")
     assert told.count(["answers"]) >= MAX_DEATHS
+
+
+def test_a_process_that_could_not_collect_its_metrics_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, run: Run, told: list[list[str]]
+) -> None:
+    monkeypatch.setattr(supervisor, "REMEMBER_S", 0.001)
+    monkeypatch.setattr(supervisor, "MAX_DEATHS", 1)
+    with pytest.raises(ProcessesDiedError):
+        run("serve until asked again")
+    assert ["answers"] in told
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        ("serve and say no JSON", "Expecting value"),
+        ("serve and say no report", "'int' object is not subscriptable"),
+        ("serve and say too much", "Separator is not found"),
+    ],
+)
+def test_a_process_that_says_what_cannot_be_read_is_killed_and_replaced(
+    monkeypatch: pytest.MonkeyPatch, run: Run, act: str, reason: str
+) -> None:
+    monkeypatch.setattr(supervisor, "MAX_DEATHS", 2)
+    with pytest.raises(
+        ProcessesDiedError,
+        match=rf"^process [01] died 2 times in a row; last, it was killed, for what it said cannot be read: {reason}",
+    ):
+        run(act)
+
+
+# What follows a process may be a thread, which the system may refuse too.
+no_room = pytest.mark.parametrize(
+    "error", [OSError(errno.EAGAIN, "Resource temporarily unavailable"), RuntimeError("can't start new thread")]
+)
+
+
+@no_room
+def test_a_process_that_cannot_be_spawned_ends_a_server_that_starts(
+    monkeypatch: pytest.MonkeyPatch, run: Run, error: Exception
+) -> None:
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", AsyncMock(side_effect=error))
+    with pytest.raises(StartError) as caught:
+        run("serve for ever")
+    assert re.sub("[01]", "N", str(caught.value), count=1) == f"process N cannot start: it cannot be spawned: {error}"
+
+
+@no_room
+def test_a_process_that_cannot_be_spawned_again_has_died_once_more(
+    monkeypatch: pytest.MonkeyPatch, run: Run, error: Exception
+) -> None:
+    spawn = AsyncMock(wraps=asyncio.create_subprocess_exec)
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", spawn)
+
+    announce = Supervisor._announce
+
+    def refuse(self: Supervisor) -> None:
+        spawn.side_effect = error
+        announce(self)
+
+    monkeypatch.setattr(Supervisor, "_announce", refuse)
+    with capture_logs() as entries, pytest.raises(ProcessesDiedError, match=r"5 times in a row; last, it cannot be sp"):
+        run("serve until all do")
+    deaths = [each for each in entries if each["event"] == "process ended" and each["process"] == 0]
+    assert [each["deaths"] for each in deaths] == list(range(1, len(deaths) + 1))
+    assert {each["reason"] for each in deaths[1:]} <= {f"it cannot be spawned: {error}"}
 
 
 def test_a_process_that_cannot_start_ends_the_server_with_its_reason(run: Run) -> None:
@@ -114,5 +192,15 @@ def test_a_ready_file_that_cannot_be_written_ends_the_server(run: Run, tmp_path:
 
 def test_a_process_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch, run: Run, tmp_path: Path) -> None:
     monkeypatch.setattr(supervisor, "KILL_AFTER_S", 0.01)
+    sent: list[signal.Signals] = []
+    send = Child.send_signal
+
+    def record(self: Child, number: signal.Signals) -> None:
+        sent.append(number)
+        send(self, number)
+
+    monkeypatch.setattr(Child, "send_signal", record)
     with pytest.raises(StartError, match=r"^ready_file: "):
         run("serve for ever", f"--ready-file={tmp_path / 'missing' / 'ready.json'}", "--drain-grace-s=0")
+    # Two of a kind that reach a process before it handles one would be seen as one.
+    assert list(dict.fromkeys(sent)) == [signal.SIGTERM, signal.SIGINT, signal.SIGKILL]

@@ -9,7 +9,10 @@ import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
+
+from google.protobuf.message import DecodeError
 
 from losswire.v1 import GetInfoResponse
 from losswire_server.processes.link import ASK, LINE_BYTES, Family, Settings, decode_report, encode
@@ -19,6 +22,24 @@ WORKER: Final = (sys.executable, "-P", "-m", "losswire_server.processes.worker")
 
 SCRAPE_TIMEOUT_S: Final = 2.0
 """How long a process may take to tell its metrics; then its last ones are shown."""
+
+_UNREADABLE: Final = (ValueError, TypeError, LookupError, DecodeError)
+"""What a line that is no report raises, or one that is too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """The end of a process.
+
+    Attributes:
+        reason: Why, in one line.
+        pid: Its process ID; None where it could not even be spawned.
+        told: Whether the reason is what it said itself.
+    """
+
+    reason: str
+    pid: int | None = None
+    told: bool = False
 
 
 class Child:
@@ -41,13 +62,20 @@ class Child:
         self.serves = asyncio.Event()
         self._process, self._reader, self._writer = process, reader, writer
         self._asked: asyncio.Future[None] | None = None
+        self._broken: str | None = None
         self._listening = asyncio.create_task(self._listen())
 
     @classmethod
     async def start(cls, settings: Settings, command: Sequence[str] = WORKER) -> Child:
-        """A new process with these settings."""
+        """A new process with these settings.
+
+        Raises:
+            OSError, RuntimeError: if the system has no room for one, or for what follows it.
+        """
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, contextlib.ExitStack() as on_error:
+            # A process that was spawned but cannot be followed ends when its link does.
+            on_error.callback(ours.close)
             process = await asyncio.create_subprocess_exec(
                 *command,
                 str(theirs.fileno()),
@@ -56,13 +84,14 @@ class Child:
                 # Ctrl-C at a terminal is for the supervisor, which passes it on when health has said so.
                 process_group=0,
             )
-        reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_BYTES)
+            reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_BYTES)
+            on_error.pop_all()
         writer.write(encode(settings))
         return cls(settings.process, process, reader, writer)
 
     async def metrics(self) -> list[Family]:
         """Its metrics as they stand, or the last ones where it does not answer."""
-        if self.serves.is_set():
+        if self.serves.is_set() and not self._listening.done():
             if self._asked is None:
                 self._asked = asyncio.get_running_loop().create_future()
                 self._writer.write(ASK)
@@ -70,12 +99,13 @@ class Child:
                 await asyncio.wait_for(asyncio.shield(self._asked), SCRAPE_TIMEOUT_S)
         return self.families
 
-    async def ended(self) -> int:
-        """Its exit code, once it has ended and all that it said was heard; negative for a signal."""
+    async def ended(self) -> Death:
+        """How it ended, once it has and all that it said was heard."""
         code = await self._process.wait()
         await self._listening
         self._writer.close()
-        return code
+        reason = self.failure or self._broken or f"it ended with {_describe(code)}"
+        return Death(reason, self.pid, told=self.failure is not None)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal, unless it has ended."""
@@ -85,8 +115,12 @@ class Child:
     async def _listen(self) -> None:
         # A process that is killed may leave half a line, or an unread one of ours.
         with contextlib.suppress(ConnectionError):
-            while (line := await self._reader.readline()).endswith(b"\n"):
-                self._hear(line)
+            try:
+                while (line := await self._reader.readline()).endswith(b"\n"):
+                    self._hear(line)
+            except _UNREADABLE as error:
+                self._broken = f"it was killed, for what it said cannot be read: {error}"
+                self.send_signal(signal.SIGKILL)
         self._answered()
 
     def _hear(self, line: bytes) -> None:
@@ -98,9 +132,19 @@ class Child:
             self.failure = report.failure
         if report.families is not None:
             self.families = report.families
-            self._answered()
+        # Also by a report without metrics: where they cannot be collected, the last ones stand.
+        self._answered()
 
     def _answered(self) -> None:
         if self._asked is not None and not self._asked.done():
             self._asked.set_result(None)
         self._asked = None
+
+
+def _describe(code: int) -> str:
+    """An exit code in words.
+
+    >>> _describe(-9), _describe(3)
+    ('SIGKILL', 'exit code 3')
+    """
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

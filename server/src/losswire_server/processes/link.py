@@ -1,7 +1,8 @@
 """What a supervisor and a worker say to one another: lines of JSON over a socket that only these two have.
 
 The supervisor sends the worker's settings, and then asks for its metrics, a line each time. The worker says that it
-serves or why it cannot, answers with its metrics, and sends them once more before it ends.
+serves or why it cannot, answers with its metrics, or an empty report where it cannot collect them, and sends them once
+more before it ends.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from losswire.v1 import GetInfoResponse
 from losswire_server.config import Config
 from losswire_server.ports import SidePorts, StartError
-from losswire_server.processes.child import SCRAPE_TIMEOUT_S, WORKER, Child
+from losswire_server.processes.child import SCRAPE_TIMEOUT_S, WORKER, Child, Death
 from losswire_server.processes.link import Settings, collect
 from losswire_server.processes.merging import MetricsMerger
 from losswire_server.processes.reservation import PortReservation
@@ -132,19 +132,26 @@ class Supervisor:
         deaths = 0
         while not self._stop.is_set():
             started_at = self._loop.time()
-            child = await self._start(number)
-            code = await self._end(child)
+            death = await self._run(number)
             if self._stop.is_set():
                 return
             deaths = 1 if self._loop.time() - started_at >= STABLE_S else deaths + 1
-            reason = child.failure or f"it ended with {_describe(code)}"
-            _log.error("process ended", process=number, pid=child.pid, reason=reason, deaths=deaths)
+            reason = death.reason
+            _log.error("process ended", process=number, pid=death.pid, reason=reason, deaths=deaths)
             if not self._started.is_set():
-                self._fail(StartError(child.failure or f"process {number} cannot start: {reason}"))
+                self._fail(StartError(reason if death.told else f"process {number} cannot start: {reason}"))
             elif deaths >= MAX_DEATHS:
                 self._fail(ProcessesDiedError(f"process {number} died {deaths} times in a row; last, {reason}"))
             else:
                 await self._back_off(BACKOFF_S * 2 ** (deaths - 1))
+
+    async def _run(self, number: int) -> Death:
+        """Run a process to its end; one that cannot be spawned, for want of memory or files, dies at once."""
+        try:
+            child = await self._start(number)
+        except (OSError, RuntimeError) as error:
+            return Death(f"it cannot be spawned: {error}")
+        return await self._end(child)
 
     async def _start(self, number: int) -> Child:
         settings = worker_config(self._config, self._reservation.address).model_dump(mode="json", exclude={"config"})
@@ -154,17 +161,17 @@ class Supervisor:
             child.send_signal(signal.SIGTERM)
         return child
 
-    async def _end(self, child: Child) -> int:
-        """Follow a process to its end; its exit code."""
+    async def _end(self, child: Child) -> Death:
+        """Follow a process to its end."""
         ending = asyncio.create_task(child.ended())
         await _first(child.serves.wait(), asyncio.shield(ending))
         self._info = self._info or child.info
         self._update()
-        code = await ending
+        death = await ending
         del self._children[child.number]
         self._merger.retire(str(child.number), child.families)
         self._update()
-        return code
+        return death
 
     async def _back_off(self, delay_s: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -209,7 +216,8 @@ class Supervisor:
         patience_s = self._config.drain_wait_s + self._config.drain_grace_s + KILL_AFTER_S
         await _first(asyncio.shield(ended), self._hurry.wait(), asyncio.sleep(patience_s))
         if not ended.done():
-            self._signal(signal.SIGTERM)
+            # Not SIGTERM again: a process that has not yet seen the first would see the two as one, and not hurry.
+            self._signal(signal.SIGINT)
             await _first(asyncio.shield(ended), asyncio.sleep(KILL_AFTER_S))
         self._signal(signal.SIGKILL)
         await ended
@@ -240,12 +248,3 @@ async def _first(*awaitables: Awaitable[object]) -> None:
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
-
-
-def _describe(code: int) -> str:
-    """An exit code in words.
-
-    >>> _describe(-9), _describe(3)
-    ('SIGKILL', 'exit code 3')
-    """
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -43,18 +43,32 @@ class Link:
 
     def send(self, report: Report) -> None:
         """Tell the supervisor."""
-        with self._sending:
-            self._connection.sendall(encode(report))
+        self._send(encode(report))
+
+    def send_metrics(self, registry: CollectorRegistry) -> None:
+        """Tell the supervisor the metrics as they stand, or nothing where that fails: calls need none of them."""
+        try:
+            line = encode(Report(families=collect(registry)))
+        except Exception:
+            import structlog
+
+            structlog.get_logger().exception("metrics failed")
+            line = encode(Report())
+        self._send(line)
 
     def answer_from(self, registry: CollectorRegistry) -> None:
         """Answer questions for metrics from `registry`, from now on."""
         self._registry = registry
 
+    def _send(self, line: bytes) -> None:
+        with self._sending:
+            self._connection.sendall(line)
+
     def _listen(self) -> None:
         try:
             for _ in self._lines:
                 if self._registry is not None:
-                    self.send(Report(families=collect(self._registry)))
+                    self.send_metrics(self._registry)
         finally:
             os._exit(ABANDONED)
 
@@ -92,7 +106,7 @@ async def _serve(config: Config, link: Link) -> None:
     structlog.get_logger().info("process serves", pid=os.getpid())
     await stop.wait()
     await server.drain(hurry)
-    link.send(Report(families=collect(server.registry)))
+    link.send_metrics(server.registry)
 
 
 if __name__ == "__main__":
