@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import grpc
 from prometheus_client import CollectorRegistry
 
-from losswire_server.admission import ByteBudget
+from losswire_server.admission import ByteBudget, Reservation
 from losswire_server.call import Call, Lobby
 from losswire_server.config import Config
 from losswire_server.metrics import Metrics
@@ -66,6 +66,13 @@ def make_lobby(*, capacity_bytes: int | None = None, **settings: Any) -> Lobby:
     config = Config.model_validate(settings)
     budget = ByteBudget(capacity_bytes or config.max_inflight_bytes, config.max_waiting_calls, config.max_wait_s)
     return Lobby(config, Metrics(CollectorRegistry()), budget)
+
+
+async def reserve(budget: ByteBudget, byte_count: int) -> Reservation:
+    """A share of a budget, waited for if need be."""
+    reservation = Reservation(budget, 0)
+    await reservation.resize(byte_count)
+    return reservation
 
 
 def make_call(lobby: Lobby, context: FakeContext, method: str = "Evaluate") -> Call:

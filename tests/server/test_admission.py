@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-from made_calls import in_loop, steps
+from made_calls import in_loop, reserve, steps
 
 from losswire_server.admission import ByteBudget, Reservation
 from losswire_server.errors import OverloadedError, TooLargeError
@@ -26,7 +26,7 @@ def start(coroutine: Coroutine[Any, Any, Reservation]) -> asyncio.Task[Reservati
 @in_loop
 async def test_what_fits_is_reserved_at_once_and_returned() -> None:
     budget = ByteBudget(100, max_waiting=0, max_wait_s=FOR_EVER_S)
-    first, second = await budget.reserve(60), await budget.reserve(40)
+    first, second = await reserve(budget, 60), await reserve(budget, 40)
     assert budget.used_bytes == 100
     first.let_go()
     assert budget.used_bytes == 40
@@ -37,11 +37,11 @@ async def test_what_fits_is_reserved_at_once_and_returned() -> None:
 @in_loop
 async def test_calls_are_served_in_the_order_in_which_they_came_even_where_a_later_one_would_fit() -> None:
     budget = ByteBudget(100, max_waiting=10, max_wait_s=FOR_EVER_S)
-    holder, rest = await budget.reserve(50), await budget.reserve(40)
+    holder, rest = await reserve(budget, 50), await reserve(budget, 40)
     served: list[int] = []
 
     async def call(byte_count: int) -> None:
-        await budget.reserve(byte_count)
+        await reserve(budget, byte_count)
         served.append(byte_count)
 
     calls = [asyncio.ensure_future(call(byte_count)) for byte_count in (90, 5, 4, 1)]
@@ -58,8 +58,8 @@ async def test_calls_are_served_in_the_order_in_which_they_came_even_where_a_lat
 @in_loop
 async def test_a_newcomer_does_not_overtake_those_who_wait() -> None:
     budget = ByteBudget(100, max_waiting=10, max_wait_s=FOR_EVER_S)
-    holder = await budget.reserve(50)
-    large, small = start(budget.reserve(60)), start(budget.reserve(10))
+    holder = await reserve(budget, 50)
+    large, small = start(reserve(budget, 60)), start(reserve(budget, 10))
     await steps()
     assert not small.done()
     holder.let_go()
@@ -71,12 +71,12 @@ async def test_a_newcomer_does_not_overtake_those_who_wait() -> None:
 @in_loop
 async def test_one_call_too_many_is_refused_at_once_with_a_delay() -> None:
     budget = ByteBudget(100, max_waiting=2, max_wait_s=0.5)
-    await budget.reserve(100)
-    waiting = [start(budget.reserve(1)) for _ in range(2)]
+    await reserve(budget, 100)
+    waiting = [start(reserve(budget, 1)) for _ in range(2)]
     await steps()
     assert budget.waiting == 2
     with pytest.raises(OverloadedError) as caught:
-        await budget.reserve(1)
+        await reserve(budget, 1)
     assert caught.value.retry_after_s == 0.5
     for task in waiting:
         task.cancel()
@@ -85,14 +85,14 @@ async def test_one_call_too_many_is_refused_at_once_with_a_delay() -> None:
 @in_loop
 async def test_calls_that_left_the_queue_make_room_in_it() -> None:
     budget = ByteBudget(100, max_waiting=3, max_wait_s=FOR_EVER_S)
-    holder = await budget.reserve(100)
-    front, *others = [start(budget.reserve(100)) for _ in range(3)]
+    holder = await reserve(budget, 100)
+    front, *others = [start(reserve(budget, 100)) for _ in range(3)]
     await steps()
     for task in others:
         task.cancel()
     await steps()
     assert budget.waiting == 1
-    newcomer = start(budget.reserve(1))
+    newcomer = start(reserve(budget, 1))
     await steps()
     assert not newcomer.done()
     holder.let_go()
@@ -103,9 +103,9 @@ async def test_calls_that_left_the_queue_make_room_in_it() -> None:
 @in_loop
 async def test_a_call_that_waited_too_long_is_refused_and_holds_nothing() -> None:
     budget = ByteBudget(100, max_waiting=2, max_wait_s=0.0)
-    holder = await budget.reserve(100)
+    holder = await reserve(budget, 100)
     with pytest.raises(OverloadedError):
-        await budget.reserve(1)
+        await reserve(budget, 1)
     assert budget.waiting == 0
     holder.let_go()
     assert budget.used_bytes == 0
@@ -114,8 +114,8 @@ async def test_a_call_that_waited_too_long_is_refused_and_holds_nothing() -> Non
 @in_loop
 async def test_when_the_first_in_the_queue_gives_up_the_next_one_that_fits_comes_in() -> None:
     budget = ByteBudget(100, max_waiting=2, max_wait_s=FOR_EVER_S)
-    await budget.reserve(50)
-    large, small = start(budget.reserve(60)), start(budget.reserve(10))
+    await reserve(budget, 50)
+    large, small = start(reserve(budget, 60)), start(reserve(budget, 10))
     await steps()
     large.cancel()
     await steps()
@@ -127,14 +127,14 @@ async def test_when_the_first_in_the_queue_gives_up_the_next_one_that_fits_comes
 async def test_more_than_the_whole_budget_is_too_large_and_does_not_wait() -> None:
     budget = ByteBudget(100, max_waiting=2, max_wait_s=FOR_EVER_S)
     with pytest.raises(TooLargeError, match="101 bytes; at most 100"):
-        await budget.reserve(101)
-    assert (await budget.reserve(100)).byte_count == 100
+        await reserve(budget, 101)
+    assert (await reserve(budget, 100)).byte_count == 100
 
 
 @in_loop
 async def test_growing_beyond_the_whole_budget_is_too_large_though_the_difference_would_fit_in_it() -> None:
     budget = ByteBudget(100, max_waiting=2, max_wait_s=FOR_EVER_S)
-    reservation = await budget.reserve(60)
+    reservation = await reserve(budget, 60)
     with pytest.raises(TooLargeError):
         await reservation.resize(101)
     assert budget.used_bytes == reservation.byte_count == 60
@@ -145,10 +145,10 @@ async def test_growing_beyond_the_whole_budget_is_too_large_though_the_differenc
 @in_loop
 async def test_a_reservation_grows_and_shrinks_and_lets_others_in() -> None:
     budget = ByteBudget(100, max_waiting=2, max_wait_s=FOR_EVER_S)
-    reservation = await budget.reserve(10)
+    reservation = await reserve(budget, 10)
     await reservation.resize(90)
     assert budget.used_bytes == 90
-    other = start(budget.reserve(50))
+    other = start(reserve(budget, 50))
     await steps()
     assert not other.done()
     await reservation.resize(20)
@@ -161,7 +161,7 @@ async def test_a_reservation_grows_and_shrinks_and_lets_others_in() -> None:
 @in_loop
 async def test_the_bytes_stay_reserved_until_the_last_holder_lets_go() -> None:
     budget = ByteBudget(100, max_waiting=0, max_wait_s=FOR_EVER_S)
-    reservation = await budget.reserve(70)
+    reservation = await reserve(budget, 70)
     reservation.hold()
     reservation.hold()
     for _ in range(2):
@@ -182,10 +182,10 @@ def test_a_call_cancelled_at_any_step_returns_its_bytes_whenever_its_turn_came(
     # With no patience at all, the wait ends in one of these steps too: every order of the three events is among them.
     async def main() -> None:
         budget = ByteBudget(100, max_waiting=1, max_wait_s=max_wait_s)
-        holder = await budget.reserve(80)
+        holder = await reserve(budget, 80)
 
         async def call() -> None:
-            reservation = await budget.reserve(10 if grows else 50)
+            reservation = await reserve(budget, 10 if grows else 50)
             try:
                 await reservation.resize(50)
                 await asyncio.Event().wait()
@@ -214,7 +214,7 @@ def test_after_any_mixture_of_calls_growth_and_cancellation_nothing_is_held_or_f
     chance = random.Random(seed)
 
     async def call(budget: ByteBudget, held: list[Reservation], sizes: list[int]) -> None:
-        reservation = await budget.reserve(sizes[0])
+        reservation = await reserve(budget, sizes[0])
         held.append(reservation)
         try:
             for size in sizes[1:]:
@@ -241,6 +241,6 @@ def test_after_any_mixture_of_calls_growth_and_cancellation_nothing_is_held_or_f
         ended = await asyncio.gather(*calls, return_exceptions=True)
         assert {type(each) for each in ended} <= {type(None), asyncio.CancelledError, OverloadedError}
         assert (budget.used_bytes, budget.waiting) == (0, 0)
-        assert (await budget.reserve(100)).byte_count == 100
+        assert (await reserve(budget, 100)).byte_count == 100
 
     asyncio.run(main())

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import grpc
 import pytest
-from made_calls import Aborted, FakeContext, in_loop, make_call, make_lobby, steps
+from made_calls import Aborted, FakeContext, in_loop, make_call, make_lobby, reserve, steps
 from structlog.testing import capture_logs
 
 from losswire.v1.framing import MESSAGE_BYTES
@@ -75,7 +75,7 @@ async def test_what_one_call_would_hold_beyond_the_whole_budget_is_too_large_and
 @in_loop
 async def test_the_wait_for_admission_is_measured() -> None:
     lobby = make_lobby(capacity_bytes=MESSAGE_BYTES, max_wait_s=60.0)
-    holder = await lobby.budget.reserve(1)
+    holder = await reserve(lobby.budget, 1)
     call = make_call(lobby, FakeContext([b"x"]))
     receiving = asyncio.ensure_future(call.receive())
     await steps()

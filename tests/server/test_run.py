@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
-from made_calls import FakeContext, make_call, make_lobby, steps
+from made_calls import FakeContext, make_call, make_lobby, reserve, steps
 from made_requests import begin, request_of, tensor_bytes
 from raw_calls import tensor
 from structlog.testing import capture_logs
@@ -235,7 +235,7 @@ def test_a_wait_for_admission_amid_an_evaluation_is_its_own_and_not_that_of_the_
     async def main() -> None:
         engine, lobby = HeldEngine(), make_lobby(max_wait_s=60.0)
         run = make_run(lobby, engine)
-        holder = await lobby.budget.reserve(lobby.budget.capacity_bytes)
+        holder = await reserve(lobby.budget, lobby.budget.capacity_bytes)
         receiving = asyncio.ensure_future(run.call.receive())
         await steps()
         holder.let_go()

@@ -32,17 +32,6 @@ class ByteBudget:
         """Calls that wait for their bytes."""
         return len(self._waiting)
 
-    async def reserve(self, byte_count: int) -> Reservation:
-        """Take `byte_count` bytes from the budget, waiting for them if need be.
-
-        Raises:
-            TooLargeError: if they exceed the whole budget.
-            OverloadedError: if too many calls wait already, or this one did for `max_wait_s`.
-        """
-        reservation = Reservation(self, 0)
-        await reservation.resize(byte_count)
-        return reservation
-
     def _try_take(self, byte_count: int) -> bool:
         """Take bytes, or give some back where `byte_count` is negative, if nobody has to wait for that; whether so."""
         if byte_count > 0 and (self._waiting or self.used_bytes + byte_count > self.capacity_bytes):
@@ -112,7 +101,7 @@ class Reservation:
 
         Raises:
             TooLargeError: if they exceed the whole budget.
-            OverloadedError: as `ByteBudget.reserve`.
+            OverloadedError: if too many calls wait already, or this one did for `max_wait_s`.
         """
         if self.try_resize(byte_count):
             return
