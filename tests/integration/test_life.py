@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-import trustme
+from certificates import issue_certificates
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
@@ -191,12 +191,7 @@ def test_an_unknown_device_and_a_bad_certificate_are_one_line(tmp_path: Path) ->
 
 
 def test_tls_serves_those_who_trust_it_and_mutual_tls_those_it_trusts(tmp_path: Path) -> None:
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    for name, identity in (("server", "localhost"), ("client", "worker.example")):
-        issued = authority.issue_cert(identity)
-        issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
-        issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    issue_certificates(tmp_path)
     server = start_server(
         tmp_path,
         f"--tls-certificate={tmp_path / 'server.pem'}",

@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-import trustme
+from certificates import issue_certificates
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from open_streams import BODY, HEADER, TARGET, OpenStream
@@ -341,12 +341,7 @@ def test_beyond_loopback_without_tls_is_refused_before_anything_starts() -> None
 
 
 def test_mutual_tls_holds_in_every_process(tmp_path: Path) -> None:
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    for name, identity in (("server", "localhost"), ("client", "worker.example")):
-        issued = authority.issue_cert(identity)
-        issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
-        issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    issue_certificates(tmp_path)
     files = {"certificate": "server.pem", "key": "server.key", "client-ca": "ca.pem"}
     server = start(tmp_path, *(f"--tls-{setting}={tmp_path / name}" for setting, name in files.items()))
     target = f"localhost:{server.address.rpartition(':')[2]}"
