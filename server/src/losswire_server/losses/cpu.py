@@ -19,6 +19,7 @@ from torch import Tensor
 
 from losswire_server.losses.in_place import CpuInPlace
 from losswire_server.losses.job import WHOLE_SAMPLE_OUTPUTS, InPlace, Job, Layout, Parameters, Positions
+from losswire_server.losses.pending import Finished, Outcome
 from losswire_server.losses.reference import Reference
 from losswire_server.losses.sums import GROUP
 
@@ -75,6 +76,7 @@ class Cpu:
     """
 
     name: Final = "cpu"
+    depth: Final = 1
 
     def __init__(self, instruction_set: str | None = None) -> None:
         available = available_instruction_sets()
@@ -103,7 +105,11 @@ class Cpu:
         evaluate = _load(self.instruction_set, ctypes.PyDLL).losswire_evaluate_in_place
         return CpuInPlace(evaluate, layout, _describe(layout))
 
-    def evaluate(self, jobs: Sequence[Job]) -> list[Positions | Exception | None]:
+    def begin(self, jobs: Sequence[Job]) -> Finished:
+        """Evaluate jobs at once."""
+        return Finished(self.evaluate(jobs))
+
+    def evaluate(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Evaluate each job: its results, None if it does not complete its positions, or what it raised."""
         try:
             descriptions = self._spare.pop()
@@ -118,8 +124,11 @@ class Cpu:
             if descriptions.capacity == _SPARE_JOBS:
                 self._spare.append(descriptions)
 
-    def _run(self, jobs: Sequence[Job], descriptions: _Descriptions) -> list[Positions | Exception | None]:
-        outcomes: list[Positions | Exception | None] = [None] * len(jobs)
+    def release(self) -> None:
+        """Nothing is kept for later."""
+
+    def _run(self, jobs: Sequence[Job], descriptions: _Descriptions) -> list[Outcome]:
+        outcomes: list[Outcome] = [None] * len(jobs)
         described: list[int] = []
         for index, job in enumerate(jobs):
             try:

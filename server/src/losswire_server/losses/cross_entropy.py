@@ -10,7 +10,8 @@ import structlog
 import torch
 
 from losswire_server.losses.cpu import BackendMissingError, Cpu
-from losswire_server.losses.job import InPlace, Job, Layout, Positions
+from losswire_server.losses.job import InPlace, Job, Layout
+from losswire_server.losses.pending import Outcome, Pending
 from losswire_server.losses.reference import Reference
 
 BackendName = Literal["auto", "cpu", "reference"]
@@ -27,8 +28,10 @@ class Backend(Protocol):
     - a position's bits depend on its logits, target and parameters alone: not on the other positions of its job, on how
       its sample was cut into blocks, on the other jobs, or on the number of threads;
     - a job that raises spoils no other job;
-    - tensors of jobs are only read, and are not held on to after `evaluate` returns;
-    - scratch memory is bounded, whatever the size of the jobs.
+    - tensors of jobs are only read, and are not held on to once the jobs are finished;
+    - scratch memory is bounded, whatever the size of the jobs;
+    - jobs that are begun one after another are evaluated in that order, as the parts of a sample must be;
+    - if `begin` raises, no `PartialSample` has changed, so that its jobs may be begun again.
 
     One thread at a time calls it, and meanwhile any other for single jobs up to `inline_bytes`. It trusts its jobs:
     class indices were checked, shapes and types are those of `Job`.
@@ -47,6 +50,11 @@ class Backend(Protocol):
         """
         ...
 
+    @property
+    def depth(self) -> int:
+        """How many lists of jobs may be unfinished at a time, >= 1: 2 where one is copied while another is computed."""
+        ...
+
     def in_place(self, layout: Layout) -> InPlace | None:
         """How to evaluate small jobs of one layout without making tensors of them; None where there is no such way.
 
@@ -54,8 +62,19 @@ class Backend(Protocol):
         """
         ...
 
-    def evaluate(self, jobs: Sequence[Job]) -> list[Positions | Exception | None]:
-        """Evaluate each job: its results, None if it does not complete its positions, or what it raised."""
+    def begin(self, jobs: Sequence[Job]) -> Pending:
+        """Begin to evaluate jobs. Those begun first are finished first, and at most `depth` are unfinished.
+
+        It may raise instead, which is then what every one of the jobs raised.
+        """
+        ...
+
+    def evaluate(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Evaluate each job: `begin(jobs).finish()`."""
+        ...
+
+    def release(self) -> None:
+        """Give back memory that is kept for later, after something did not fit. Called while nothing is unfinished."""
         ...
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from losswire_server.losses.job import WHOLE_SAMPLE_OUTPUTS, Job, Layout, Positions
+from losswire_server.losses.pending import Finished, Outcome
 from losswire_server.losses.running_sums import RunningSums
 from losswire_server.losses.tiles import Tile, cut
 
@@ -30,6 +31,7 @@ class Reference:
 
     name: Final = "reference"
     inline_bytes: Final = 0
+    depth: Final = 1
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -37,11 +39,20 @@ class Reference:
     def in_place(self, layout: Layout) -> None:
         """There is no such way."""
 
-    def evaluate(self, jobs: Sequence[Job]) -> list[Positions | Exception | None]:
+    def begin(self, jobs: Sequence[Job]) -> Finished:
+        """Evaluate jobs at once."""
+        return Finished(self.evaluate(jobs))
+
+    def evaluate(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Evaluate each job: its results, None if it does not complete its positions, or what it raised."""
         return [self._evaluate_or_catch(job) for job in jobs]
 
-    def _evaluate_or_catch(self, job: Job) -> Positions | Exception | None:
+    def release(self) -> None:
+        """Give back the memory that PyTorch keeps for later on a GPU."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _evaluate_or_catch(self, job: Job) -> Outcome:
         try:
             results = [_evaluate(tile) for tile in cut(job, self._device)]
             return _join([result for result in results if result is not None]) if job.completes_positions else None
