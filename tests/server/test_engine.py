@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from made_backends import MadeBackend
 from made_calls import in_loop
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
@@ -17,29 +19,22 @@ from losswire_server import engine as engine_module
 from losswire_server.engine import MAX_BATCH_BYTES, Caller, Engine, Task
 from losswire_server.errors import DeadlinePassedError, InternalError
 from losswire_server.losses.cross_entropy import Backend
-from losswire_server.losses.job import Job, Layout, Parameters, Positions
+from losswire_server.losses.job import Job, Parameters, Positions
+from losswire_server.losses.pending import Outcome, Pending
 from losswire_server.losses.reference import Reference
 from losswire_server.metrics import Metrics
 
 IN_AN_HOUR_S = 3600.0
 WAIT_S = 30.0
 
-Outcome = Positions | Exception | None
 
-
-class SpyBackend:
+class SpyBackend(MadeBackend):
     """Notes what is launched, and answers with `answer(job)`, which may raise."""
-
-    name = "spy"
 
     def __init__(self, answer: Callable[[Job], Outcome] = lambda job: None, inline_bytes: int = 0) -> None:
         self.inline_bytes = inline_bytes
         self.launches: list[list[Job]] = []
         self._answer = answer
-
-    def in_place(self, layout: Layout) -> None:
-
-        pass
 
     def evaluate(self, jobs: Sequence[Job]) -> list[Outcome]:
         self.launches.append(list(jobs))
@@ -131,9 +126,6 @@ def test_a_failure_of_the_whole_backend_reaches_every_caller_as_internal_and_the
 
 def test_a_backend_that_gives_too_few_outcomes_fails_its_callers_and_not_the_engine() -> None:
     class Forgetful(SpyBackend):
-        def in_place(self, layout: Layout) -> None:
-            pass
-
         def evaluate(self, jobs: Sequence[Job]) -> list[Outcome]:
             return super().evaluate(jobs)[1:]
 
@@ -318,3 +310,106 @@ def test_a_log_that_cannot_be_written_leaves_a_small_job_its_outcome(monkeypatch
 
     monkeypatch.setattr(engine_module, "_log", FullDisk())
     assert isinstance(asyncio.run(main()).outcome, InternalError)
+
+
+class Pipeline(MadeBackend):
+    """Takes its time: what is begun is evaluated when it is finished, and both are noted."""
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+        self.seen: list[tuple[str, list[int]]] = []
+        self.unfinished: deque[list[int]] = deque()
+        self.most_unfinished = 0
+
+    def begin(self, jobs: Sequence[Job]) -> Pending:
+        labels = [int(job.target) for job in jobs]
+        self.seen.append(("begin", labels))
+        self.unfinished.append(labels)
+        self.most_unfinished = max(self.most_unfinished, len(self.unfinished))
+        return _InPipeline(self, labels)
+
+    def evaluate(self, jobs: Sequence[Job]) -> list[Outcome]:
+        return self.begin(jobs).finish()
+
+
+class _InPipeline:
+    def __init__(self, pipeline: Pipeline, labels: list[int]) -> None:
+        self._pipeline, self._labels = pipeline, labels
+        self.stage_s = {"h2d": 0.25, "kernel": 0.5, "d2h": 0.125}
+
+    def finish(self) -> list[Outcome]:
+        assert self._pipeline.unfinished.popleft() == self._labels
+        self._pipeline.seen.append(("finish", self._labels))
+        return [ValueError(label) if label == 3 else None for label in self._labels]
+
+
+def queue_labels(backend: Pipeline, metrics: Metrics | None = None) -> list[Task]:
+    """Run an engine over seven jobs, which their labels name, each as large as a batch; the fifth comes too late."""
+    size = MAX_BATCH_BYTES // 4
+    return run_queued(
+        backend,
+        *(
+            (make_job(elements=size, label=label), make_caller(str(label), seconds_left=-1.0 if label == 4 else 60.0))
+            for label in range(7)
+        ),
+        metrics=metrics,
+    )
+
+
+def test_a_backend_of_depth_2_is_handed_the_next_batch_while_it_works_on_one() -> None:
+    backend = Pipeline(depth=2)
+    with capture_logs():
+        tasks = queue_labels(backend)
+    assert backend.seen == [
+        *(("begin", [0]), ("begin", [1]), ("finish", [0]), ("begin", [2]), ("finish", [1]), ("begin", [3])),
+        *(("finish", [2]), ("finish", [3]), ("begin", [5]), ("begin", [6]), ("finish", [5]), ("finish", [6])),
+    ]
+    assert backend.most_unfinished == 2
+    assert [task.caller.request_id for task in tasks] == list("0123456")
+    failed = {3: InternalError, 4: DeadlinePassedError}
+    assert [type(task.outcome) for task in tasks] == [failed.get(number, type(None)) for number in range(7)]
+
+
+def test_a_backend_of_depth_1_is_handed_one_batch_at_a_time() -> None:
+    backend = Pipeline(depth=1)
+    with capture_logs():
+        queue_labels(backend)
+    labels = [0, 1, 2, 3, 5, 6]
+    assert backend.seen == [(event, [label]) for label in labels for event in ("begin", "finish")]
+
+
+def test_a_batch_takes_from_its_beginning_to_its_end_though_others_are_under_way() -> None:
+    with capture_logs():
+        first, second, *_ = queue_labels(Pipeline(depth=2))
+    assert first.started_at <= second.started_at <= first.finished_at <= second.finished_at
+    for task in (first, second):
+        assert task.compute_s == task.finished_at - task.started_at
+
+
+def test_the_stages_of_a_device_are_observed_once_a_batch_where_the_backend_tells_them() -> None:
+    registry = CollectorRegistry()
+    with capture_logs():
+        queue_labels(Pipeline(depth=2), Metrics(registry))
+        run_queued(SpyBackend(), (make_job(), make_caller()), metrics=Metrics(CollectorRegistry()))
+
+    def value(name: str, stage: str) -> Any:
+        return registry.get_sample_value(f"losswire_stage_duration_seconds_{name}", {"stage": stage})
+
+    assert [value("count", stage) for stage in ("h2d", "kernel", "d2h")] == [6, 6, 6]
+    assert [value("sum", stage) for stage in ("h2d", "kernel", "d2h")] == [1.5, 3.0, 0.75]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_stopping_finishes_what_is_begun_and_what_is_queued(depth: int) -> None:
+    async def main() -> list[str]:
+        backend, delivered = Pipeline(depth), list[Task]()
+        engine = Engine(backend, Metrics(CollectorRegistry()), asyncio.get_running_loop())
+        for label in (0, 1, 2):
+            engine.submit(Task(make_job(elements=MAX_BATCH_BYTES, label=label), make_caller(), delivered.append))
+        engine.start()
+        await asyncio.to_thread(engine.stop)
+        await asyncio.sleep(0)
+        assert len(delivered) == 3
+        return [event for event, _ in backend.seen]
+
+    assert sorted(asyncio.run(main())) == ["begin"] * 3 + ["finish"] * 3

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from google.rpc.status_pb2 import Status
+from made_backends import MadeBackend
 from raw_calls import tensor
 
 from losswire.v1 import (
@@ -29,7 +30,8 @@ from losswire.v1 import (
 )
 from losswire_server.errors import InternalError, ServiceError
 from losswire_server.local import InProcessServer
-from losswire_server.losses.job import Job, Layout, Positions
+from losswire_server.losses.job import Job
+from losswire_server.losses.pending import Outcome
 
 LOGITS = np.array([[1.0, 2.0, 3.0], [0.5, 5.0, 1.0]], dtype=np.float32)
 LABELS = np.array([0, 1])
@@ -159,14 +161,8 @@ def test_an_error_has_what_the_network_would_carry(
     assert Status.FromString(status).message == caught.value.details
 
 
-class Broken:
-    name, inline_bytes = "broken", 0
-
-    def in_place(self, layout: Layout) -> None:
-
-        pass
-
-    def evaluate(self, jobs: Sequence[Job]) -> list[Positions | Exception | None]:
+class Broken(MadeBackend):
+    def evaluate(self, jobs: Sequence[Job]) -> list[Outcome]:
         return [RuntimeError("secret") for _ in jobs]
 
 
@@ -182,14 +178,8 @@ def test_threads_take_turns_with_the_backend(server: InProcessServer) -> None:
     inside, most = threading.Semaphore(1), list[bool]()
     backend = server._backend
 
-    class Watched:
-        name, inline_bytes = "watched", 0
-
-        def in_place(self, layout: Layout) -> None:
-
-            pass
-
-        def evaluate(self, jobs: Sequence[Job]) -> list[Positions | Exception | None]:
+    class Watched(MadeBackend):
+        def evaluate(self, jobs: Sequence[Job]) -> list[Outcome]:
             most.append(inside.acquire(blocking=False))
             try:
                 return backend.evaluate(jobs)

@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from losswire_server.metrics import BYTES, CODES, JOBS, METHODS, REJECTIONS, SECONDS, STAGES, Metrics
+from losswire_server.metrics import BYTES, CODES, DEVICE_STAGES, JOBS, METHODS, REJECTIONS, SECONDS, STAGES, Metrics
 
 
 def collect(metrics: Metrics) -> dict[str, Metric]:
@@ -51,7 +51,7 @@ def test_every_series_exists_before_the_first_call(metrics: Metrics) -> None:
     }
     assert requests == {(method, code): 0.0 for method in METHODS for code in CODES}
     stages = {each.labels["stage"] for each in samples(families["losswire_stage_duration_seconds"])}
-    assert stages == set(STAGES)
+    assert stages == {*STAGES, *DEVICE_STAGES}
     rejected = {each.labels["reason"] for each in samples(families["losswire_rejected"])}
     assert rejected == {reason.lower() for reason in REJECTIONS}
 

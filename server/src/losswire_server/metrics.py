@@ -6,7 +6,7 @@ a fixed set of values, all of which exist from the start, so that rates begin at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import grpc
@@ -26,6 +26,7 @@ from losswire_server.ledger import Ledger
 METHODS: Final = ("Evaluate", "EvaluateStream", "PutTensor", "GetInfo")
 CODES: Final = tuple(code.name for code in grpc.StatusCode)
 STAGES: Final = ("admit", "receive", "queue", "compute", "reply")
+DEVICE_STAGES: Final = ("h2d", "kernel", "d2h")
 REJECTIONS: Final = ("OVERLOADED", "DRAINING", "TOO_LARGE", "DEADLINE_PASSED", "BODY_TIMEOUT")
 
 # 50 µs to 60 s, each bound about 1.8 times the one before.
@@ -69,12 +70,14 @@ class Metrics:
         stages = Histogram(
             "losswire_stage_duration_seconds",
             "Time of one evaluation in admission, receiving, the engine's queue, computing and replying. "
-            "Stages of a stream overlap.",
+            "Stages of a stream overlap. With a device that has its own memory, time of one batch in the copies there "
+            "(h2d) and back (d2h), and in the kernel.",
             ["stage"],
             buckets=SECONDS,
             registry=registry,
         )
         self.stage_duration = {stage: stages.labels(stage) for stage in STAGES}
+        self.device_stage_duration = {stage: stages.labels(stage) for stage in DEVICE_STAGES}
         received = Counter(
             "losswire_received_bytes", "Bytes of messages received, by gRPC method.", ["method"], registry=registry
         )
@@ -120,10 +123,12 @@ class Metrics:
         self.counted_positions.inc(counted)
         self.ignored_positions.inc(ignored)
 
-    def batch_evaluated(self, jobs: int, byte_count: int) -> None:
-        """Count jobs that were evaluated together."""
+    def batch_evaluated(self, jobs: int, byte_count: int, stage_s: Mapping[str, float]) -> None:
+        """Count jobs that were evaluated together: the seconds of those `DEVICE_STAGES` that the backend tells."""
         self.batch_jobs.observe(jobs)
         self.batch_bytes.observe(byte_count)
+        for stage, seconds in stage_s.items():
+            self.device_stage_duration[stage].observe(seconds)
 
     def describe(self, build: dict[str, str], device: dict[str, str]) -> None:
         """Export what runs, and on what, as the labels of two constant series."""
