@@ -29,6 +29,8 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_DEADLINE_PASSED: _ClassVar[ErrorReason]
     ERROR_REASON_BODY_TIMEOUT: _ClassVar[ErrorReason]
     ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
+    ERROR_REASON_DEVICE_LOST: _ClassVar[ErrorReason]
+    ERROR_REASON_OUT_OF_MEMORY: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_MALFORMED_MESSAGE: ErrorReason
 ERROR_REASON_FIELD_MISSING: ErrorReason
@@ -52,3 +54,5 @@ ERROR_REASON_DRAINING: ErrorReason
 ERROR_REASON_DEADLINE_PASSED: ErrorReason
 ERROR_REASON_BODY_TIMEOUT: ErrorReason
 ERROR_REASON_INTERNAL: ErrorReason
+ERROR_REASON_DEVICE_LOST: ErrorReason
+ERROR_REASON_OUT_OF_MEMORY: ErrorReason
