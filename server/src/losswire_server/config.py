@@ -71,7 +71,7 @@ class Config(BaseSettings):
     reflection: bool = Field(False, description="Describe the service to tools through gRPC reflection.")
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
-    backend: Literal["auto", "cpu", "reference"] = Field("auto", description="Code that evaluates.")
+    backend: Literal["auto", "cpu", "gpu", "reference"] = Field("auto", description="Code that evaluates.")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads for one evaluation; 0 takes all cores.")
     processes: int = Field(
         1,

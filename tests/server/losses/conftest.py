@@ -1,23 +1,47 @@
-"""Backends on the CPU, and evaluations of whole tensors with them."""
+"""Backends on the device under test, and evaluations of whole tensors with them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
 
-from losswire_server.losses.cpu import available_instruction_sets
+from losswire_server.losses.cpu import BackendMissingError
 from losswire_server.losses.cross_entropy import BACKEND_NAMES, Backend, open_backend
+from losswire_server.losses.gpu import shapes
+from losswire_server.losses.gpu.backend import Gpu, Running
+from losswire_server.losses.gpu.streams import InterpretedStreams, is_interpreted
 from losswire_server.losses.job import Job, Parameters, Positions
+
+INTERPRETED_ELEMENTS = 200_000
+INTERPRETED_PLANES = 64
+"""Of jobs whose kernels are interpreted: logits in all, and classes where there are several positions, which are taken
+one after another. A step takes some 20 microseconds, however wide its block."""
+
+
+class SmallGpu(Gpu):
+    """The GPU's backend on the CPU, which skips the tests that would take it minutes."""
+
+    def begin(self, jobs: Sequence[Job]) -> Running:
+        planes = sum(job.logits.shape[1] for job in jobs if job.parameters.positions_per_sample > 1)
+        if planes > INTERPRETED_PLANES or sum(job.logits.numel() for job in jobs) > INTERPRETED_ELEMENTS:
+            pytest.skip("needs a GPU: too much for interpreted kernels")
+        return super().begin(jobs)
 
 
 @pytest.fixture(params=[name for name in BACKEND_NAMES if name != "auto"])
-def backend(request: pytest.FixtureRequest) -> Backend:
-    """Every backend in turn."""
-    if request.param == "cpu" and not available_instruction_sets():
-        pytest.skip("the kernel was not compiled")
-    return open_backend(request.param, torch.device("cpu"))
+def backend(request: pytest.FixtureRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """Every backend of the device in turn."""
+    if request.param == "gpu" and is_interpreted():
+        # Wider than on a GPU; test_gpu.py has blocks of the real size.
+        monkeypatch.setattr(shapes, "TILE_ELEMENTS", 2**16)
+        monkeypatch.setattr(shapes, "plane_block", lambda _: 2**13)
+        return SmallGpu(InterpretedStreams())
+    try:
+        return open_backend(request.param, device)
+    except BackendMissingError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ import structlog
 import torch
 
 from losswire_server.losses.cpu import BackendMissingError, Cpu
+from losswire_server.losses.gpu import open_gpu
 from losswire_server.losses.job import InPlace, Job, Layout
 from losswire_server.losses.pending import Outcome, Pending
 from losswire_server.losses.reference import Reference
 
-BackendName = Literal["auto", "cpu", "reference"]
-BACKEND_NAMES: Final[tuple[BackendName, ...]] = ("auto", "cpu", "reference")
+BackendName = Literal["auto", "cpu", "gpu", "reference"]
+BACKEND_NAMES: Final[tuple[BackendName, ...]] = ("auto", "cpu", "gpu", "reference")
 
 _log = structlog.get_logger()
 
@@ -87,14 +88,14 @@ def open_backend(name: BackendName, device: torch.device) -> Backend:
     """
     if name not in BACKEND_NAMES:
         raise ValueError(f"backend is {name!r}; expected one of {', '.join(BACKEND_NAMES)}")
-    if name == "reference" or (name == "auto" and device.type != "cpu"):
+    if name == "reference":
         return Reference(device)
-    if device.type != "cpu":
+    if name == "cpu" and device.type != "cpu":
         raise BackendMissingError(f"backend: cpu does not work on {device}; expected auto, or device cpu")
     try:
-        return Cpu()
+        return open_gpu(device) if name == "gpu" or device.type != "cpu" else Cpu()
     except BackendMissingError as error:
-        if name == "cpu":
+        if name != "auto":
             raise
         _warn_once(str(error))
         return Reference(device)
