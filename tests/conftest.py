@@ -11,7 +11,6 @@ from servers import RunningServer, start_server
 
 import losswire
 
-
 if not torch.cuda.is_available():
     # Kernels are then interpreted, which is decided when Triton is imported.
     os.environ["TRITON_INTERPRET"] = "1"
