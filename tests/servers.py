@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 START_TIMEOUT_S = 60
 
@@ -30,12 +32,25 @@ class RunningServer:
         return self.process.wait(timeout=60)
 
 
-def start_server(folder: Path, *flags: str) -> RunningServer:
-    """Start a server that logs to `folder`, and wait until it is ready."""
+COMMAND = (sys.executable, "-m", "losswire_server")
+
+
+def start_server(
+    folder: Path, *flags: str, command: Sequence[str] = COMMAND, variables: Mapping[str, str] = MappingProxyType({})
+) -> RunningServer:
+    """Start a server that logs to `folder`, and wait until it is ready.
+
+    Args:
+        folder: Where its files go.
+        flags: Its settings.
+        command: What runs it.
+        variables: What its environment has besides.
+    """
     ready, log = folder / "ready.json", folder / "server.log"
     free = [f"--{port}=127.0.0.1:0" for port in ("listen", "health-listen", "metrics-listen")]
-    command = [sys.executable, "-m", "losswire_server", *free, f"--ready-file={ready}", "--drain-wait-s=0", *flags]
+    command = [*command, *free, f"--ready-file={ready}", "--drain-wait-s=0", *flags]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LOSSWIRE_")}
+    environment.update(variables)
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, text=True, env=environment)
     deadline = time.monotonic() + START_TIMEOUT_S

@@ -59,6 +59,7 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "body_timeout_s": ("1.5", 1.5),
     "idle_timeout_s": ("2.5", 2.5),
     "default_deadline_s": ("3.5", 3.5),
+    "watchdog_s": ("0.5", 0.5),
     "drain_wait_s": ("0", 0.0),
     "drain_grace_s": ("4.5", 4.5),
     "log_format": ("console", "console"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,16 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from faulty_backend import STICKY, Faults, FaultyBackend
 from made_backends import MadeBackend
 from made_calls import in_loop
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from losswire_server import engine as engine_module
+from losswire_server.device_loss import DeviceLoss
 from losswire_server.engine import MAX_BATCH_BYTES, Caller, Engine, Task
-from losswire_server.errors import DeadlinePassedError, InternalError
+from losswire_server.errors import DeadlinePassedError, DeviceLostError, InternalError, OutOfMemoryError
 from losswire_server.losses.cross_entropy import Backend
-from losswire_server.losses.job import Job, Parameters, Positions
+from losswire_server.losses.job import Job, Parameters, PartialSample, Positions
 from losswire_server.losses.pending import Outcome, Pending
 from losswire_server.losses.reference import Reference
 from losswire_server.metrics import Metrics
@@ -413,3 +416,269 @@ def test_stopping_finishes_what_is_begun_and_what_is_queued(depth: int) -> None:
         return [event for event, _ in backend.seen]
 
     assert sorted(asyncio.run(main())) == ["begin"] * 3 + ["finish"] * 3
+
+
+class SmallDevice(MadeBackend):
+    """Has room for so many jobs at once, and evaluates them when they are finished.
+
+    Args:
+        room: Jobs that fit.
+        depth: Lists of jobs that may be unfinished.
+        tells: Whether what does not fit is told as the outcome of each job, instead of being raised.
+        large: The label of a job that never fits.
+    """
+
+    def __init__(self, room: int, depth: int = 1, tells: bool = False, large: int = -1) -> None:
+        self.depth, self._room, self._tells, self._large = depth, room, tells, large
+        self.seen: list[str] = []
+
+    def begin(self, jobs: Sequence[Job]) -> Pending:
+        labels = [int(job.target) for job in jobs]
+        self.seen.append(f"begin {labels}")
+        fits = len(jobs) <= self._room and self._large not in labels
+        if not (fits or self._tells):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return _OnSmallDevice(self, labels, fits)
+
+    def evaluate(self, jobs: Sequence[Job]) -> list[Outcome]:
+        return self.begin(jobs).finish()
+
+    def release(self) -> None:
+        self.seen.append("release")
+
+
+class _OnSmallDevice:
+    def __init__(self, device: SmallDevice, labels: list[int], fits: bool) -> None:
+        self._device, self._labels, self._fits = device, labels, fits
+        self.stage_s: dict[str, float] = {}
+
+    def finish(self) -> list[Outcome]:
+        self._device.seen.append(f"finish {self._labels}")
+        return [None if self._fits else MemoryError("the kernel has no memory")] * len(self._labels)
+
+
+def labelled(*labels: int, elements: int = 4, partial: PartialSample | None = None) -> list[tuple[Job, Caller]]:
+    """A job for each label, whose callers are called the same."""
+    work = [(make_job(elements=elements, label=label), make_caller(str(label))) for label in labels]
+    for job, _ in work:
+        job.partial = partial
+    return work
+
+
+@pytest.mark.parametrize("tells", [False, True], ids=["raised", "told"])
+def test_what_does_not_fit_is_tried_once_more_job_by_job_and_only_what_never_fits_is_refused(tells: bool) -> None:
+    backend, registry = SmallDevice(room=3, tells=tells, large=2), CollectorRegistry()
+    with capture_logs() as logs:
+        tasks = run_queued(backend, *labelled(0, 1, 2, 3), metrics=Metrics(registry))
+    refused = [task for task in tasks if task.outcome is not None]
+    assert [(task.caller.request_id, type(task.outcome)) for task in refused] == [("2", OutOfMemoryError)]
+    assert str(refused[0].byte_count) in str(refused[0].outcome)
+    begun = [each for each in backend.seen if not each.startswith("finish")]
+    assert begun == ["begin [0, 1, 2, 3]", "release", "begin [0]", "begin [1]", "begin [2]", "begin [3]"]
+    assert [(entry["event"], entry["request_id"]) for entry in logs] == [("out of memory", "2")]
+    for outcome in ("split", "refused"):
+        assert registry.get_sample_value("losswire_out_of_memory_total", {"outcome": outcome}) == 1
+
+
+def test_a_split_batch_has_the_bits_of_its_jobs_alone() -> None:
+    generator = torch.Generator().manual_seed(5)
+    parameters = Parameters(100, 1, target_is_probabilities=False, label_smoothing=0.1)
+    jobs = [
+        Job(parameters, torch.randn(3, 100, 1, generator=generator), torch.randint(0, 100, (3, 1), generator=generator))
+        for _ in range(5)
+    ]
+    backend = FaultyBackend(Faults(memory_bytes=jobs[0].logits.nbytes))
+    tasks = run_queued(backend, *((job, make_caller()) for job in jobs))
+    expected = Reference(torch.device("cpu")).evaluate(jobs)
+    for task, positions in zip(tasks, expected, strict=True):
+        assert isinstance(task.outcome, Positions)
+        assert isinstance(positions, Positions)
+        assert torch.equal(task.outcome.loss, positions.loss)
+    assert backend.released == 1
+
+
+def test_what_is_under_way_is_finished_before_what_did_not_fit_is_tried_again() -> None:
+    size = MAX_BATCH_BYTES // 4
+    backend = SmallDevice(room=1, depth=2)
+    work = [*labelled(0, elements=size), *labelled(1, 2), *labelled(3, elements=size)]
+    tasks = run_queued(backend, *work)
+    assert [task.outcome for task in tasks] == [None] * 4
+    # Nothing is begun beyond jobs that are yet to be tried again, for it may hold later parts of the same sample.
+    assert backend.seen == [
+        *("begin [0]", "begin [1, 2, 3]", "finish [0]", "release"),
+        *("begin [1]", "finish [1]", "begin [2]", "finish [2]", "begin [3]", "finish [3]"),
+    ]
+
+
+def test_a_part_of_a_sample_is_tried_again_only_if_it_was_not_even_begun() -> None:
+    for tells, expected in ((False, type(None)), (True, OutOfMemoryError)):
+        with capture_logs():
+            tasks = run_queued(SmallDevice(room=1, tells=tells), *labelled(0, 1, partial=PartialSample()))
+        assert [type(task.outcome) for task in tasks] == [expected] * 2
+
+
+@in_loop
+async def test_a_small_job_that_does_not_fit_is_left_to_the_engines_thread() -> None:
+    backend = SmallDevice(room=0, tells=True)
+    backend.inline_bytes = 1 << 20
+    engine = Engine(backend, Metrics(CollectorRegistry()), asyncio.get_running_loop())
+    [(job, caller)] = labelled(0)
+    assert not engine.evaluate_inline(Task(job, caller, _never))
+    assert backend.seen == ["begin [0]", "finish [0]"]
+
+
+def test_memory_for_later_is_given_back_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[None] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append(None))
+    Reference(torch.device("cpu")).release()
+    assert released == []
+    Reference(torch.device("cuda")).release()
+    assert released == [None]
+
+
+class Losing:
+    """An engine whose device is lost, and in which order that is noticed."""
+
+    def __init__(self, backend: Backend, watchdog_s: float = 60.0) -> None:
+        self.events: list[str] = []
+        self.losses: list[DeviceLoss] = []
+        self.registry = CollectorRegistry()
+        self.engine = Engine(
+            backend, Metrics(self.registry), asyncio.get_running_loop(), watchdog_s, self._on_device_lost
+        )
+        self._delivered: asyncio.Queue[Task] = asyncio.Queue()
+
+    def _on_device_lost(self, loss: DeviceLoss) -> None:
+        self.losses.append(loss)
+        self.events.append("lost")
+
+    def submit(self, *labels: int) -> None:
+        for job, caller in labelled(*labels, elements=MAX_BATCH_BYTES // 4):
+            self.engine.submit(Task(job, caller, self._deliver))
+
+    def _deliver(self, task: Task) -> None:
+        self.events.append(f"{task.caller.request_id} {type(task.outcome).__name__}")
+        self._delivered.put_nowait(task)
+
+    async def wait(self, count: int) -> None:
+        """Wait until so many tasks are delivered."""
+        async with asyncio.timeout(WAIT_S):
+            for _ in range(count):
+                await self._delivered.get()
+
+
+def fail_with(error: Exception) -> Callable[[Job], Outcome]:
+    """An answer that is a failure from the second job on."""
+    return lambda job: error if job.target.item() >= 1 else None
+
+
+def raise_with(error: Exception) -> Callable[[Job], Outcome]:
+    """An answer that raises from the second job on."""
+
+    def answer(job: Job) -> Outcome:
+        if job.target.item() >= 1:
+            raise error
+        return None
+
+    return answer
+
+
+@pytest.mark.parametrize("answer", [fail_with, raise_with], ids=["told", "raised"])
+def test_once_the_device_is_lost_everyone_is_told_and_nothing_is_launched(answer: Any) -> None:
+    async def main() -> None:
+        backend = SpyBackend(answer(torch.AcceleratorError(STICKY)))
+        losing = Losing(backend)
+        losing.submit(0)
+        losing.engine.start()
+        await losing.wait(1)
+        losing.submit(1, 2, 3)
+        await losing.wait(3)
+        assert losing.events == ["0 NoneType", "lost", *(f"{number} DeviceLostError" for number in (1, 2, 3))]
+        losing.submit(4)
+        await losing.wait(1)
+        assert losing.events[-1] == "4 DeviceLostError"
+        assert [int(job.target) for jobs in backend.launches for job in jobs] == [0, 1]
+        [loss] = losing.losses
+        assert (loss.cause, loss.why) == ("error", "CUDA error: an illegal memory access was encountered")
+        assert "AcceleratorError" in loss.trace
+        assert losing.registry.get_sample_value("losswire_queue_depth") == 0
+        assert losing.registry.get_sample_value("losswire_queue_bytes") == 0
+        await asyncio.to_thread(losing.engine.stop)
+
+    asyncio.run(main())
+
+
+def test_a_success_in_the_batch_with_which_the_device_was_lost_is_none() -> None:
+    async def main() -> None:
+        losing = Losing(SpyBackend(fail_with(torch.AcceleratorError(STICKY))))
+        for job, caller in labelled(0, 1):
+            losing.engine.submit(Task(job, caller, losing._deliver))
+        losing.engine.start()
+        await losing.wait(2)
+        assert losing.events == ["lost", "0 DeviceLostError", "1 DeviceLostError"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_call_that_hangs_is_noticed_and_what_it_says_later_is_not_heard(depth: int) -> None:
+    class Hanging(Pipeline):
+        returns = threading.Event()
+
+        def finish(self) -> None:
+            self.returns.wait(WAIT_S)
+
+    class Hung(_InPipeline):
+        def finish(self) -> list[Outcome]:
+            backend.finish()
+            return super().finish()
+
+    class HangingPipeline(Hanging):
+        def begin(self, jobs: Sequence[Job]) -> Pending:
+            super().begin(jobs)
+            return Hung(self, [int(job.target) for job in jobs])
+
+    backend = HangingPipeline(depth)
+
+    async def main() -> None:
+        losing = Losing(backend, watchdog_s=0.1)
+        losing.submit(0, 1, 2)
+        losing.engine.start()
+        await losing.wait(3)
+        assert losing.events == ["lost", *(f"{number} DeviceLostError" for number in (0, 1, 2))]
+        assert losing.losses[0].cause == "hang"
+        assert "in finish" in losing.losses[0].trace
+        backend.returns.set()
+        await asyncio.to_thread(losing.engine.stop)
+        await asyncio.sleep(0)
+        assert len(losing.events) == 4
+
+    asyncio.run(main())
+
+
+def test_callers_are_told_though_telling_of_the_loss_fails() -> None:
+    async def main() -> None:
+        losing = Losing(SpyBackend(fail_with(torch.AcceleratorError(STICKY))))
+
+        def fail(loss: DeviceLoss) -> None:
+            raise BrokenPipeError
+
+        losing.engine._on_device_lost = fail
+        losing.submit(1, 2)
+        losing.engine.start()
+        with capture_logs():
+            await losing.wait(2)
+        assert losing.events == ["1 DeviceLostError", "2 DeviceLostError"]
+
+    asyncio.run(main())
+
+
+@in_loop
+async def test_a_small_job_may_lose_the_device_too() -> None:
+    backend = SpyBackend(fail_with(torch.AcceleratorError(STICKY)), inline_bytes=1 << 20)
+    losing = Losing(backend)
+    [(job, caller)] = labelled(1)
+    task = Task(job, caller, _never)
+    assert losing.engine.evaluate_inline(task)
+    assert isinstance(task.outcome, DeviceLostError)
+    assert losing.events == ["lost"]

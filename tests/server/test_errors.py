@@ -13,9 +13,12 @@ from losswire_server.errors import (
     BodyTimeoutError,
     ChecksumMismatchError,
     DeadlinePassedError,
+    DeviceLostError,
     DrainingError,
     InternalError,
     InvalidRequestError,
+    LocalDeviceLostError,
+    OutOfMemoryError,
     OverloadedError,
     ServiceError,
     TensorNotFoundError,
@@ -32,8 +35,10 @@ CASES = [
     (TensorNotFoundError(b"\1" * 32), grpc.StatusCode.NOT_FOUND, "TENSOR_NOT_FOUND", "weight_digest"),
     (ChecksumMismatchError("logits"), grpc.StatusCode.DATA_LOSS, "CHECKSUM_MISMATCH", "logits"),
     (TOO_LARGE, grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_LARGE", ""),
+    (OutOfMemoryError(4096), grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", ""),
     (OverloadedError(0.25), grpc.StatusCode.UNAVAILABLE, "OVERLOADED", ""),
     (DrainingError(), grpc.StatusCode.UNAVAILABLE, "DRAINING", ""),
+    (DeviceLostError(), grpc.StatusCode.UNAVAILABLE, "DEVICE_LOST", ""),
     (DeadlinePassedError(), grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_PASSED", ""),
     (BodyTimeoutError(30.0), grpc.StatusCode.DEADLINE_EXCEEDED, "BODY_TIMEOUT", ""),
     (InternalError("0123456789abcdef"), grpc.StatusCode.INTERNAL, "INTERNAL", ""),
@@ -131,6 +136,17 @@ def test_what_is_too_large_tells_the_size_the_limit_and_a_way_out() -> None:
     assert str(TOO_LARGE) == "one sample needs 300 bytes; at most 200 are accepted: use smaller samples"
     info, _, _ = details_of(TOO_LARGE)
     assert dict(info.metadata) == {"got": "300 bytes", "accepted": "at most 200 bytes"}
+
+
+def test_a_device_that_is_lost_to_the_callers_own_process_forbids_another_attempt() -> None:
+    error = LocalDeviceLostError(RuntimeError("CUDA error: unspecified launch failure\nFor debugging consider"))
+    assert str(error) == (
+        "the device failed (CUDA error: unspecified launch failure) and is lost to this process; "
+        "start a new one to use it again"
+    )
+    info, _, retry = details_of(error)
+    assert (error.code, info.reason, retry) == (grpc.StatusCode.UNAVAILABLE, "DEVICE_LOST", None)
+    assert dict(error.trailing_metadata)["grpc-retry-pushback-ms"] == "-1"
 
 
 def test_an_internal_error_tells_its_caller_nothing_but_where_the_log_has_it() -> None:

@@ -11,6 +11,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from faulty_backend import STICKY, Faults, FaultyBackend
 from google.rpc.status_pb2 import Status
 from made_backends import MadeBackend
 from raw_calls import tensor
@@ -28,10 +29,11 @@ from losswire.v1 import (
     PutTensorResponse,
     TensorHeader,
 )
-from losswire_server.errors import InternalError, ServiceError
+from losswire_server.errors import InternalError, LocalDeviceLostError, OutOfMemoryError, ServiceError
 from losswire_server.local import InProcessServer
 from losswire_server.losses.job import Job
 from losswire_server.losses.pending import Outcome
+from losswire_server.losses.reference import Reference
 
 LOGITS = np.array([[1.0, 2.0, 3.0], [0.5, 5.0, 1.0]], dtype=np.float32)
 LABELS = np.array([0, 1])
@@ -193,3 +195,51 @@ def test_threads_take_turns_with_the_backend(server: InProcessServer) -> None:
         EvaluateResponse.FromString(replies[0]).result.loss_sum
     }
     assert most == [True] * 200
+
+
+def test_a_device_that_failed_is_lost_to_the_process_and_says_so_every_time(server: InProcessServer) -> None:
+    backend = Scripted(torch.AcceleratorError(STICKY))
+    server._backend = backend
+    for _ in range(3):
+        with pytest.raises(LocalDeviceLostError, match="an illegal memory access was encountered") as caught:
+            server.evaluate(REQUEST)
+        assert isinstance(caught.value.__cause__, torch.AcceleratorError)
+    assert backend.calls == 1
+
+
+def test_what_does_not_fit_is_tried_once_more_after_memory_was_given_back(server: InProcessServer) -> None:
+    expected = EvaluateResponse.FromString(server.evaluate(REQUEST)).result.loss_sum
+    backend = Scripted(torch.OutOfMemoryError("CUDA out of memory."))
+    server._backend = backend
+    assert EvaluateResponse.FromString(server.evaluate(REQUEST)).result.loss_sum == expected
+    assert (backend.calls, backend.released) == (2, 1)
+
+
+def test_what_never_fits_is_refused_and_the_next_evaluation_succeeds(server: InProcessServer) -> None:
+    backend = FaultyBackend(Faults(memory_bytes=LOGITS.nbytes))
+    server._backend = backend
+    twice = EvaluateRequest(
+        logits=tensor(np.concatenate([LOGITS, LOGITS])), class_indices=tensor(np.concatenate([LABELS, LABELS]))
+    )
+    with pytest.raises(OutOfMemoryError, match=f"no memory for {2 * LOGITS.nbytes} bytes of the request"):
+        server.evaluate(twice.SerializeToString())
+    assert backend.released == 1
+    assert EvaluateResponse.FromString(server.evaluate(REQUEST)).result.counted == 2
+
+
+class Scripted(MadeBackend):
+    """The reference, which raises this first."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+        self._reference = Reference(torch.device("cpu"))
+        self.calls = self.released = 0
+
+    def evaluate(self, jobs: Sequence[Job]) -> list[Outcome]:
+        self.calls += 1
+        if self.calls == 1:
+            raise self._error
+        return self._reference.evaluate(jobs)
+
+    def release(self) -> None:
+        self.released += 1

@@ -7,7 +7,7 @@ The tree:
     ├── NotFoundError            the server does not hold what the request names
     ├── TooLargeError            the request exceeds what the server accepts, and will stay so
     ├── QuotaError               the caller has used up its share for now
-    ├── UnavailableError         no server answers, or it is overloaded or shutting down
+    ├── UnavailableError         no server answers, or it is overloaded, shutting down or without its device
     ├── DeadlineExceededError    the time ran out (also a TimeoutError)
     ├── CallCancelledError       the server, or something on the way to it, gave the call up
     ├── UnauthenticatedError     the server does not know who calls
@@ -75,7 +75,7 @@ class NotFoundError(LosswireError):
 
 
 class TooLargeError(LosswireError):
-    """The request is larger than the server accepts; sending it again is useless."""
+    """The request is larger than the server accepts, or than its device has memory for; sending it again is useless."""
 
 
 class QuotaError(LosswireError):
@@ -83,7 +83,7 @@ class QuotaError(LosswireError):
 
 
 class UnavailableError(LosswireError):
-    """No server answers, or the one that does is overloaded or shutting down."""
+    """No server answers, or the one that does is overloaded, shutting down or without its device."""
 
 
 class DeadlineExceededError(LosswireError, TimeoutError):

@@ -21,6 +21,7 @@ from losswire_server.engine import Caller
 from losswire_server.errors import (
     BodyTimeoutError,
     DeadlinePassedError,
+    DeviceLostError,
     DrainingError,
     InternalError,
     ServiceError,
@@ -43,7 +44,9 @@ class Lobby:
 
     Attributes:
         draining: Set once the server takes no new evaluations.
+        device_lost: Set, by any thread, once nothing can be evaluated any more. From then on no call succeeds.
         inflight: Number of calls in progress.
+        working: The tasks of those that have not begun to end.
         transfers: Waits for messages to come or go within an evaluation.
         idle: Waits of streams between two evaluations, which draining ends.
     """
@@ -52,7 +55,9 @@ class Lobby:
     metrics: Metrics
     budget: ByteBudget
     draining: bool = False
+    device_lost: bool = False
     inflight: int = 0
+    working: set[asyncio.Task[Any]] = field(default_factory=set)
     transfers: Waits = field(default_factory=Waits)
     idle: Waits = field(default_factory=partial(Waits, IDLE_RESOLUTION_S))
 
@@ -60,6 +65,16 @@ class Lobby:
         """Take no new evaluations, and end the streams that wait for one."""
         self.draining = True
         self.idle.end()
+
+    def check_device(self) -> None:
+        """Raise DeviceLostError if the device is lost."""
+        if self.device_lost:
+            raise DeviceLostError
+
+    def fail(self) -> None:
+        """End all calls with DeviceLostError, whatever they wait for. `device_lost` is set."""
+        for task in tuple(self.working):
+            task.cancel()
 
 
 class Call:
@@ -171,7 +186,9 @@ class Call:
         Raises:
             BodyTimeoutError: if the caller took nothing for too long.
             DeadlinePassedError: if its deadline, or the default one, passed meanwhile.
+            DeviceLostError: if the device is lost.
         """
+        self.lobby.check_device()
         with self._in_time():
             await self._context.write(message)
         self._count(self._metrics.sent_bytes, message)
@@ -196,7 +213,7 @@ class Call:
         lobby = self.lobby
         lobby.inflight += 1
         try:
-            return await behaviour(self)
+            return await self._work(behaviour)
         except ServiceError as error:
             code = error.code
             await self._abort(error)
@@ -215,6 +232,23 @@ class Call:
             lobby.inflight -= 1
             metrics = self._metrics
             metrics.ledger.note(metrics.call_ended, self.method, code.name, time.monotonic() - self._arrived_at)
+
+    async def _work(self, behaviour: Callable[[Call], Awaitable[bytes | None]]) -> bytes | None:
+        lobby, task = self.lobby, asyncio.current_task()
+        assert task is not None, "calls run in tasks"
+        lobby.working.add(task)
+        try:
+            lobby.check_device()
+            reply = await behaviour(self)
+            lobby.check_device()
+            return reply
+        except asyncio.CancelledError:
+            if not lobby.device_lost:
+                raise
+            task.uncancel()
+            raise DeviceLostError from None
+        finally:
+            lobby.working.discard(task)
 
     async def _abort(self, error: ServiceError) -> NoReturn:
         if rejected := self.lobby.metrics.rejected.get(error.reason_name):

@@ -1,7 +1,8 @@
 """`losswire-server`: settings to a running server, and its exit code.
 
 Exit codes: 0 after a drain; 1 when the server cannot start, or one of its processes dies again and again; 2 when a
-setting is refused; 130 when interrupted while it starts.
+setting is refused; 70 when its device is lost, and another process may get it to work again; 130 when interrupted while
+it starts. docs/operations.md says what to do.
 """
 
 from __future__ import annotations
@@ -57,12 +58,15 @@ def _run(config: Config) -> int:
 
 
 def _run_here(config: Config) -> int:
+    from losswire_server.device_loss import DeviceFailedError, exit_now
     from losswire_server.serving import START_ERRORS, serve
 
     try:
         asyncio.run(serve(config))
     except START_ERRORS as error:
         return _refuse(error, 1)
+    except DeviceFailedError:
+        exit_now()
     return 0
 
 

@@ -97,6 +97,12 @@ class Config(BaseSettings):
     default_deadline_s: float = Field(
         600.0, gt=0, description="Seconds for one evaluation whose caller set no deadline."
     )
+    watchdog_s: float = Field(
+        60.0,
+        ge=0.1,
+        le=86400,
+        description="Seconds of one call to the device after which it counts as hung, and the server ends.",
+    )
     drain_wait_s: float = Field(1.0, ge=0, description="Seconds from not-serving to closing, for balancers to notice.")
     drain_grace_s: float = Field(30.0, ge=0, description="Seconds for calls in flight to finish after that.")
 

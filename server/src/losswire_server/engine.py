@@ -1,6 +1,9 @@
 """Owns the device: one thread that takes queued jobs as a list, so that small requests share a backend call.
 
 Where the backend can have two lists on their way, the next one is copied to the device while one is computed there.
+
+What does not fit into the device's memory is tried once more, job by job. A device that fails, or does not answer, is
+lost: then nothing succeeds any more, and the process is to end (docs/operations.md).
 """
 
 from __future__ import annotations
@@ -8,20 +11,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import sys
 import threading
 import time
+import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
-from losswire_server.errors import DeadlinePassedError, InternalError
+from losswire_server.device_loss import DeviceLoss
+from losswire_server.errors import DeadlinePassedError, DeviceLostError, InternalError, OutOfMemoryError
 from losswire_server.losses.cross_entropy import Backend
+from losswire_server.losses.faults import Fault, fault_of
 from losswire_server.losses.job import InPlace, Job, Layout
 from losswire_server.losses.pending import Finished, Outcome, Pending
 from losswire_server.metrics import Metrics
+from losswire_server.watchdog import Watchdog
 
 MAX_BATCH_BYTES: Final = 64 * 1024 * 1024
 
@@ -83,34 +91,44 @@ class _Batch:
         tasks: All of them.
         due: Those that are evaluated.
         started_at: When that was decided.
-        pending: Those that are due, on their way.
+        stage_s: What the backend tells of its stages.
+        refused: Whether the backend did not even begin them.
+        delivered: Whether the tasks were delivered.
     """
 
-    __slots__ = ("due", "pending", "started_at", "tasks")
+    __slots__ = ("_outcomes", "_pending", "delivered", "due", "refused", "started_at", "tasks")
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks = tasks
         self.started_at = now = time.monotonic()
         self.due = [task for task in tasks if not task.caller.gone and task.caller.deadline > now]
-        self.pending: Pending = Finished([])
+        self.refused = self.delivered = False
+        self._pending: Pending = _NOTHING
+        self._outcomes: list[Outcome] | None = None
+
+    @property
+    def stage_s(self) -> Mapping[str, float]:
+        """What the backend tells of its stages, once they are finished."""
+        return self._pending.stage_s
 
     def begin(self, backend: Backend) -> None:
         """Hand those that are due to the backend. Never raises."""
         if self.due:
             try:
-                self.pending = backend.begin([task.job for task in self.due])
+                self._pending = backend.begin([task.job for task in self.due])
             except Exception as error:  # A backend reports the failure of a job; this is one of its own.
-                self.pending = Finished([error] * len(self.due))
+                self.refused, self._outcomes = True, [error] * len(self.due)
 
     def finish(self) -> list[Outcome]:
-        """Wait for those that are due; what became of each. Never raises."""
-        try:
-            outcomes = self.pending.finish()
-            if len(outcomes) != len(self.due):
-                raise RuntimeError(f"the backend gave {len(outcomes)} outcomes for {len(self.due)} jobs")
-            return outcomes
-        except Exception as error:  # As above.
-            return [error] * len(self.due)
+        """Wait for those that are due; what became of each. Never raises, and may be called again."""
+        if self._outcomes is None:
+            try:
+                self._outcomes = self._pending.finish()
+                if len(self._outcomes) != len(self.due):
+                    raise RuntimeError(f"the backend gave {len(self._outcomes)} outcomes for {len(self.due)} jobs")
+            except Exception as error:  # As above.
+                self._outcomes = [error] * len(self.due)
+        return self._outcomes
 
 
 class Engine:
@@ -120,18 +138,32 @@ class Engine:
         backend: Evaluates lists of jobs. Only the engine's thread does so, except as `Backend.inline_bytes` allows.
         metrics: Where queue and batches are observed.
         loop: Event loop on which `Task.deliver` is called.
+        watchdog_s: Seconds after which a call to the backend, on the engine's thread, counts as hung.
+        on_device_lost: Called once when the device is lost, on the thread that notices. From then on no task succeeds.
     """
 
-    def __init__(self, backend: Backend, metrics: Metrics, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        metrics: Metrics,
+        loop: asyncio.AbstractEventLoop,
+        watchdog_s: float = 60.0,
+        on_device_lost: Callable[[DeviceLoss], None] = lambda loss: None,
+    ) -> None:
         self._backend, self._metrics, self._loop = backend, metrics, loop
+        self._on_device_lost = on_device_lost
         self._queue: SimpleQueue[Task | None] = SimpleQueue()
         # Begun and not finished, oldest first.
         self._begun: deque[_Batch] = deque()
-        self._stopping = False
+        self._stopping = self._lost = False
+        self._losing = threading.Lock()
+        self._watchdog_s = watchdog_s
+        self._watchdog = Watchdog(watchdog_s, self._hung)
         self._thread = threading.Thread(target=self._run, name="losswire-engine", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
+        self._watchdog.start()
         self._thread.start()
 
     def submit(self, task: Task) -> None:
@@ -140,6 +172,8 @@ class Engine:
         self._metrics.queue_depth.inc()
         self._metrics.queue_bytes.inc(task.byte_count)
         self._queue.put(task)
+        if self._lost:
+            self._loop.call_soon(self._fail_all)
 
     def in_place(self, layout: Layout) -> InPlace | None:
         """The backend's way to evaluate small jobs of a layout, on the event loop; None where it has none."""
@@ -158,9 +192,11 @@ class Engine:
             return False
         task.queued_at = time.monotonic()
         batch = _Batch((task,))
+        batch.begin(self._backend)
+        if task.job.partial is None and any(map(_does_not_fit, batch.finish())):
+            return False  # Let the engine's thread try again, which knows what else is under way.
         try:
-            batch.begin(self._backend)
-            self._finish(batch)
+            self._conclude(batch)
         except Exception:  # As in `_finish_oldest`.
             _fail(batch)
         return True
@@ -169,18 +205,24 @@ class Engine:
         """Finish what is queued and end the thread."""
         self._queue.put(None)
         self._thread.join()
+        self._watchdog.stop()
 
     def _run(self) -> None:
-        while self._begun or not self._stopping:
+        while (self._begun or not self._stopping) and not self._lost:
             if self._may_begin():
                 self._begin(self._take_batch())
             else:
                 self._finish_oldest()
+        if self._lost:
+            # Again: it may have been done while tasks were on their way from the queue to here.
+            self._soon(self._fail_all)
 
     def _may_begin(self) -> bool:
         """Whether to begin a batch, or to wait for one if none is begun; else the oldest is to be finished."""
         if not self._begun:
             return True
+        if self._begun[-1].refused:
+            return False  # Its jobs come first, as parts of one sample must.
         return len(self._begun) < self._backend.depth and not self._stopping and not self._queue.empty()
 
     def _take_batch(self) -> list[Task]:
@@ -202,24 +244,33 @@ class Engine:
     def _begin(self, tasks: Sequence[Task]) -> None:
         if not tasks:
             return
+        self._count_out(tasks)
+        batch = _Batch(tasks)
+        # Before the backend is called: should it not return, the tasks are found here.
+        self._begun.append(batch)
+        with self._watchdog:
+            batch.begin(self._backend)
+
+    def _count_out(self, tasks: Sequence[Task]) -> None:
+        """Tasks are no longer queued."""
         self._metrics.queue_depth.dec(len(tasks))
         self._metrics.queue_bytes.dec(sum(task.byte_count for task in tasks))
-        batch = _Batch(tasks)
-        batch.begin(self._backend)
-        self._begun.append(batch)
 
     def _finish_oldest(self) -> None:
         batch = self._begun[0]
+        with self._watchdog:
+            batch.finish()
         try:
-            self._finish(batch)
+            self._conclude(batch)
         except Exception:  # Such as a log that cannot be written. Without this thread every call would hang.
             _fail(batch)
-        self._begun.popleft()
-        self._loop.call_soon_threadsafe(_deliver, batch)
+        if not self._lost:  # Else it is delivered from here, before those behind it.
+            self._begun.popleft()
+        self._soon(self._deliver, batch)
 
-    def _finish(self, batch: _Batch) -> None:
-        """Wait for a batch, and note what became of its tasks."""
-        due, outcomes = batch.due, batch.finish()
+    def _conclude(self, batch: _Batch) -> None:
+        """Note what became of the tasks of a batch."""
+        due, outcomes = batch.due, self._recovered(batch)
         finished_at = time.monotonic()
         byte_count = sum(task.byte_count for task in due)
         for task in batch.tasks:
@@ -230,14 +281,104 @@ class Engine:
         for task, outcome in zip(due, outcomes, strict=True):
             task.outcome = self._explain(task, outcome)
             task.compute_s = batch_s * (task.byte_count / byte_count if byte_count else 1 / len(due))
-        self._metrics.ledger.note(self._metrics.batch_evaluated, len(due), byte_count, batch.pending.stage_s)
+        self._metrics.ledger.note(self._metrics.batch_evaluated, len(due), byte_count, batch.stage_s)
 
-    @staticmethod
-    def _explain(task: Task, outcome: Outcome) -> Outcome:
+    def _recovered(self, batch: _Batch) -> list[Outcome]:
+        """What became of each job of a batch, with those that did not fit tried once more, each alone."""
+        outcomes = batch.finish()
+        retried = [
+            index
+            for index, (task, outcome) in enumerate(zip(batch.due, outcomes, strict=True))
+            if _does_not_fit(outcome) and (batch.refused or task.job.partial is None)
+        ]
+        if retried and threading.current_thread() is self._thread:
+            self._metrics.out_of_memory["split"].inc()
+            for other in tuple(self._begun):
+                with self._watchdog:
+                    other.finish()
+            with self._watchdog:
+                self._backend.release()
+            outcomes = list(outcomes)
+            for index in retried:
+                alone = _Batch([batch.due[index]])
+                with self._watchdog:
+                    alone.begin(self._backend)
+                    [outcomes[index]] = alone.finish()
+        return outcomes
+
+    def _explain(self, task: Task, outcome: Outcome) -> Outcome:
         if not isinstance(outcome, Exception):
             return outcome
-        _log.error("backend failed", request_id=task.caller.request_id, exc_info=outcome)
-        return InternalError(task.caller.request_id)
+        fault = fault_of(outcome)
+        if fault is Fault.DEVICE_LOST:
+            trace = "".join(traceback.format_exception(outcome))
+            self._lose(DeviceLoss("error", _first_line(outcome), trace))
+            return DeviceLostError()
+        request_id = task.caller.request_id
+        if fault is Fault.OUT_OF_MEMORY:
+            self._metrics.out_of_memory["refused"].inc()
+            _log.warning("out of memory", request_id=request_id, bytes=task.byte_count, why=_first_line(outcome))
+            return OutOfMemoryError(task.byte_count)
+        _log.error("backend failed", request_id=request_id, exc_info=outcome)
+        return InternalError(request_id)
+
+    def _hung(self) -> None:
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        trace = "".join(traceback.format_stack(frame)) if frame else ""
+        self._lose(DeviceLoss("hang", f"a call has not returned for {self._watchdog_s:g} s", trace))
+
+    def _lose(self, loss: DeviceLoss) -> None:
+        with self._losing:
+            if self._lost:
+                return
+            self._lost = True
+        try:
+            self._on_device_lost(loss)
+        finally:
+            self._soon(self._fail_all)
+
+    def _soon(self, callback: Callable[..., None], *arguments: Any) -> None:
+        """Have something done on the event loop."""
+        # A call that hung may return when the loop is closed, and nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(callback, *arguments)
+
+    def _fail_all(self) -> None:
+        """Deliver all tasks that the engine has, as failed; on the event loop."""
+        for batch in tuple(self._begun):
+            self._deliver(batch)
+        tasks: list[Task] = []
+        with contextlib.suppress(Empty):
+            while True:
+                if (task := self._queue.get_nowait()) is not None:
+                    tasks.append(task)
+        self._count_out(tasks)
+        self._deliver(_Batch(tasks))
+        # The thread may wait for one.
+        self._queue.put(None)
+
+    def _deliver(self, batch: _Batch) -> None:
+        if batch.delivered:
+            return
+        batch.delivered = True
+        for task in batch.tasks:
+            if self._lost:
+                task.outcome = DeviceLostError()
+            try:
+                task.deliver(task)
+            except Exception:  # The others of the batch are other callers'.
+                _log.exception("delivery failed", request_id=task.caller.request_id)
+
+
+_NOTHING: Final = Finished([])
+
+
+def _does_not_fit(outcome: Outcome) -> bool:
+    return isinstance(outcome, Exception) and fault_of(outcome) is Fault.OUT_OF_MEMORY
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _fail(batch: _Batch) -> None:
@@ -245,11 +386,3 @@ def _fail(batch: _Batch) -> None:
         task.outcome = InternalError(task.caller.request_id)
     with contextlib.suppress(Exception):
         _log.exception("engine failed", request_ids=[task.caller.request_id for task in batch.tasks])
-
-
-def _deliver(batch: _Batch) -> None:
-    for task in batch.tasks:
-        try:
-            task.deliver(task)
-        except Exception:  # The others of the batch are other callers'.
-            _log.exception("delivery failed", request_id=task.caller.request_id)

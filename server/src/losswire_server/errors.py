@@ -5,8 +5,10 @@ ServiceError
 ├── TensorNotFoundError      NOT_FOUND            send the weight itself, not only its digest
 ├── ChecksumMismatchError    DATA_LOSS            the bytes that arrived are not those that were announced
 ├── TooLargeError            RESOURCE_EXHAUSTED   the request is too large and will stay so
+├── OutOfMemoryError         RESOURCE_EXHAUSTED   a part of it does not fit into the device's memory, even by itself
 ├── OverloadedError          UNAVAILABLE          try again after `retry_after_s`
 ├── DrainingError            UNAVAILABLE          try another server
+├── DeviceLostError          UNAVAILABLE          try another server: this one ends
 ├── DeadlinePassedError      DEADLINE_EXCEEDED    the caller's own deadline
 ├── BodyTimeoutError         DEADLINE_EXCEEDED    the caller sent nothing for too long
 └── InternalError            INTERNAL             a bug; the log has its traceback and the caller does not
@@ -29,7 +31,10 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 class ServiceError(Exception):
-    """Ends a call. The message is what the caller reads."""
+    """Ends a call. The message is what the caller reads.
+
+    `retry_after_s` is negative where another attempt is useless though the status invites one.
+    """
 
     code: ClassVar[grpc.StatusCode]
     reason: ErrorReason
@@ -62,6 +67,11 @@ class ServiceError(Exception):
             status.details.add().Pack(BadRequest(field_violations=[violation]))
         if self.retry_after_s is None:
             return (("grpc-status-details-bin", status.SerializeToString()),)
+        if self.retry_after_s < 0:
+            return (
+                ("grpc-status-details-bin", status.SerializeToString()),
+                ("grpc-retry-pushback-ms", "-1"),
+            )
         delay = Duration()
         delay.FromNanoseconds(round(self.retry_after_s * 1e9))
         status.details.add().Pack(RetryInfo(retry_delay=delay))
@@ -117,6 +127,20 @@ class TooLargeError(ServiceError):
         super().__init__(f"{what} needs {byte_count} bytes; at most {limit_bytes} are accepted: {advice}")
 
 
+class OutOfMemoryError(ServiceError):
+    """The device has too little memory for a job, even by itself."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = ErrorReason.ERROR_REASON_OUT_OF_MEMORY
+
+    def __init__(self, byte_count: int) -> None:
+        self.got = f"{byte_count} bytes"
+        super().__init__(
+            f"the device has no memory for {byte_count} bytes of the request, even by themselves; "
+            "send fewer samples or ask for fewer outputs at a time"
+        )
+
+
 class OverloadedError(ServiceError):
     """The server has as much work as it accepts."""
 
@@ -137,6 +161,27 @@ class DrainingError(ServiceError):
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down; try another one")
+
+
+class DeviceLostError(ServiceError):
+    """The device failed, and with it the process."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = ErrorReason.ERROR_REASON_DEVICE_LOST
+    retry_after_s = 0.1
+
+    def __init__(self, message: str = "the device of this server failed; try another one") -> None:
+        super().__init__(message)
+
+
+class LocalDeviceLostError(DeviceLostError):
+    """The same where there is no other server: nothing but a new process helps."""
+
+    retry_after_s = -1.0
+
+    def __init__(self, failure: Exception) -> None:
+        why = next(iter(str(failure).splitlines()), type(failure).__name__)
+        super().__init__(f"the device failed ({why}) and is lost to this process; start a new one to use it again")
 
 
 class DeadlinePassedError(ServiceError):

@@ -67,6 +67,10 @@ class HealthServer:
         for service in ("", SERVICE):
             self._health.set(service, status)
 
+    def set_failed(self) -> None:
+        """Tell balancers and probes to send no work any more, whatever `set_ready` is told later."""
+        self._health.enter_graceful_shutdown()
+
     def stop(self) -> None:
         """Stop answering."""
         self._health.enter_graceful_shutdown()

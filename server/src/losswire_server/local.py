@@ -13,12 +13,15 @@ from losswire.v1 import PutTensorResponse
 from losswire_server import replies
 from losswire_server.config import load_config
 from losswire_server.device import open_device
-from losswire_server.errors import InternalError
+from losswire_server.errors import InternalError, LocalDeviceLostError, OutOfMemoryError
 from losswire_server.evaluation import Evaluation
 from losswire_server.framed import FramedEvaluation
 from losswire_server.frames import Request, decode_chunk, decode_first_frame, decode_put_tensor, decode_request
 from losswire_server.info import server_info
 from losswire_server.losses.cross_entropy import open_backend
+from losswire_server.losses.faults import Fault, fault_of
+from losswire_server.losses.job import Job, Positions
+from losswire_server.losses.pending import Outcome
 from losswire_server.requests import check_whole
 from losswire_server.validation import check_request, check_stored_tensor
 from losswire_server.weights import WeightStore
@@ -29,7 +32,8 @@ class InProcessServer:
     """Answers the messages of `LossService` with calls instead of connections. Safe to use from several threads.
 
     Settings are those of `losswire-server` from the environment. Errors are raised as `ServiceError`, whose `code`,
-    `details` and `trailing_metadata` are what the network would carry.
+    `details` and `trailing_metadata` are what the network would carry. A device that failed is lost to the process, and
+    so every later evaluation fails as well. One that does not answer is waited for.
     """
 
     def __init__(self) -> None:
@@ -40,6 +44,7 @@ class InProcessServer:
         self._info = server_info(self._config, device, self._backend.name)
         # A backend is called by one thread at a time.
         self._turn = threading.Lock()
+        self._device_failure: Exception | None = None
 
     def evaluate(self, request: bytes) -> bytes:
         """The `EvaluateResponse` for an `EvaluateRequest`."""
@@ -79,13 +84,35 @@ class InProcessServer:
         for job in evaluation.jobs():
             with self._turn:
                 started_at = time.monotonic()
-                [outcome] = self._backend.evaluate([job])
+                outcome = self._evaluate(job)
                 seconds.compute += time.monotonic() - started_at
-            if isinstance(outcome, Exception):
-                # The cause takes the place of the server's log.
-                raise InternalError("local") from outcome
             if outcome is not None:
                 evaluation.absorb(outcome)
+
+    def _evaluate(self, job: Job) -> Positions | None:
+        if self._device_failure is not None:
+            raise LocalDeviceLostError(self._device_failure) from self._device_failure
+        outcome = self._outcome(job)
+        if isinstance(outcome, Exception) and fault_of(outcome) is Fault.OUT_OF_MEMORY and job.partial is None:
+            self._backend.release()
+            outcome = self._outcome(job)
+        if not isinstance(outcome, Exception):
+            return outcome
+        # The cause takes the place of the server's log.
+        fault = fault_of(outcome)
+        if fault is Fault.DEVICE_LOST:
+            self._device_failure = outcome
+            raise LocalDeviceLostError(outcome) from outcome
+        if fault is Fault.OUT_OF_MEMORY:
+            raise OutOfMemoryError(job.logits.nbytes) from outcome
+        raise InternalError("local") from outcome
+
+    def _outcome(self, job: Job) -> Outcome:
+        try:
+            [outcome] = self._backend.evaluate([job])
+        except Exception as error:  # A failure of the backend, not of the job.
+            return error
+        return outcome
 
     def put_tensor(self, request: bytes) -> bytes:
         """The `PutTensorResponse` for a `PutTensorRequest`."""

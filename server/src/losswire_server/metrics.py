@@ -27,7 +27,12 @@ METHODS: Final = ("Evaluate", "EvaluateStream", "PutTensor", "GetInfo")
 CODES: Final = tuple(code.name for code in grpc.StatusCode)
 STAGES: Final = ("admit", "receive", "queue", "compute", "reply")
 DEVICE_STAGES: Final = ("h2d", "kernel", "d2h")
-REJECTIONS: Final = ("OVERLOADED", "DRAINING", "TOO_LARGE", "DEADLINE_PASSED", "BODY_TIMEOUT")
+REJECTIONS: Final = (
+    *("OVERLOADED", "DRAINING", "TOO_LARGE", "DEADLINE_PASSED", "BODY_TIMEOUT"),
+    *("OUT_OF_MEMORY", "DEVICE_LOST"),
+)
+OUT_OF_MEMORY: Final = ("split", "refused")
+DEVICE_LOST: Final = ("error", "hang")
 
 # 50 µs to 60 s, each bound about 1.8 times the one before.
 SECONDS: Final = (
@@ -106,6 +111,21 @@ class Metrics:
         self.batch_bytes = Histogram(
             "losswire_batch_bytes", "Bytes that the engine evaluated together.", buckets=BYTES, registry=registry
         )
+        out_of_memory = Counter(
+            "losswire_out_of_memory",
+            "Batches that did not fit into the device's memory and were split (split), and jobs that did not fit by "
+            "themselves either (refused).",
+            ["outcome"],
+            registry=registry,
+        )
+        self.out_of_memory = {outcome: out_of_memory.labels(outcome) for outcome in OUT_OF_MEMORY}
+        device_lost = Counter(
+            "losswire_device_lost",
+            "Losses of the device, each of which ends its process: it failed (error), or did not answer (hang).",
+            ["cause"],
+            registry=registry,
+        )
+        self.device_lost = {cause: device_lost.labels(cause) for cause in DEVICE_LOST}
         self.stored_bytes = Gauge("losswire_stored_bytes", "Bytes of class weights kept by digest.", registry=registry)
         self.ready = Gauge(
             "losswire_ready", "1 while the server accepts work, 0 before and while draining.", registry=registry

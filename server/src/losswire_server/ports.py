@@ -51,6 +51,10 @@ class SidePorts:
         """Tell balancers and probes whether to send work."""
         self._health.set_ready(ready)
 
+    def set_failed(self) -> None:
+        """Tell balancers and probes to send no work any more. From any thread; `set_ready` does nothing afterwards."""
+        self._health.set_failed()
+
     def stop(self) -> None:
         """Stop answering."""
         self._health.stop()

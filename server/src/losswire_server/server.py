@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Final
 
 import grpc
@@ -17,6 +18,7 @@ from losswire_server.admission import ByteBudget
 from losswire_server.call import Lobby
 from losswire_server.config import Config
 from losswire_server.device import open_device
+from losswire_server.device_loss import FLUSH_S, DeviceFailedError, DeviceLoss
 from losswire_server.engine import Engine
 from losswire_server.health import SERVICE
 from losswire_server.info import server_info
@@ -86,13 +88,21 @@ class Server:
             ByteBudget(config.max_inflight_bytes, config.max_waiting_calls, config.max_wait_s),
         )
         self._weights = WeightStore(config.max_stored_bytes)
-        self._engine = Engine(backend, self._metrics, asyncio.get_running_loop())
+        self._loop = asyncio.get_running_loop()
+        self._tell: Callable[[DeviceLoss], None] = lambda loss: None
+        self._engine = Engine(backend, self._metrics, self._loop, config.watchdog_s, self._device_lost)
         self._server = self._open_data_server(share_port)
         self.address = self._bind_data()
         self._describe()
 
-    async def start(self) -> None:
-        """Serve."""
+    async def start(self, on_device_lost: Callable[[DeviceLoss], None]) -> None:
+        """Serve.
+
+        Args:
+            on_device_lost: Called when the device is lost, at once and on any thread: health is to report not ready,
+                and `drain` to be called.
+        """
+        self._tell = on_device_lost
         self._engine.start()
         await self._server.start()
         self._metrics.ready.set(1)
@@ -100,23 +110,44 @@ class Server:
     async def drain(self, hurry: asyncio.Event) -> None:
         """Finish without losing a call: wait for balancers to notice, finish what is in flight, stop.
 
-        Health is to report not ready before this is called.
+        Health is to report not ready before this is called. Where the device is lost there is nothing to wait for but
+        that callers are told.
 
         Args:
-            hurry: Ends the waiting when set.
+            hurry: Ends the waiting when set, unless the device is lost: that takes no longer than `FLUSH_S`.
+
+        Raises:
+            DeviceFailedError: if the device is lost, when all that is done.
         """
-        _log.info("draining", wait_s=self.config.drain_wait_s, grace_s=self.config.drain_grace_s)
+        wait_s, grace_s = self.config.drain_wait_s, self.config.drain_grace_s
+        if self._lobby.device_lost:
+            wait_s, grace_s, hurry = 0.0, FLUSH_S, asyncio.Event()
+        _log.info("draining", wait_s=wait_s, grace_s=grace_s)
         self._metrics.ready.set(0)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(hurry.wait(), self.config.drain_wait_s)
+            await asyncio.wait_for(hurry.wait(), wait_s)
         self._lobby.drain()
-        stopping = asyncio.create_task(self._server.stop(self.config.drain_grace_s))
+        stopping = asyncio.create_task(self._server.stop(grace_s))
         hurried = asyncio.create_task(hurry.wait())
         await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
         await self._server.stop(0)
         await stopping
-        await asyncio.to_thread(self._engine.stop)
+        if not self._lobby.device_lost:
+            await asyncio.to_thread(self._engine.stop)
+        if self._lobby.device_lost:
+            raise DeviceFailedError
+
+    def _device_lost(self, loss: DeviceLoss) -> None:
+        """Let nothing succeed any more, and tell everyone; on the thread that noticed."""
+        self._lobby.device_lost = True
+        self._metrics.device_lost[loss.cause].inc()
+        self._metrics.ready.set(0)
+        try:
+            self._tell(loss)
+        finally:
+            self._loop.call_soon_threadsafe(self._lobby.fail)
+            _log.error("device lost", cause=loss.cause, why=loss.why, trace=loss.trace)
 
     def _open_data_server(self, share_port: bool) -> grpc.aio.Server:
         server = grpc.aio.server(options=(*_OPTIONS, ("grpc.so_reuseport", int(share_port))))

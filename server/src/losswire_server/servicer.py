@@ -88,7 +88,10 @@ class Servicer:
         received_at = time.monotonic()
         if kind.in_place is None or call.caller.deadline <= received_at:
             return None
-        sums = kind.in_place(message)
+        try:
+            sums = kind.in_place(message)
+        except MemoryError:  # There may be enough when it is its turn.
+            return None
         if sums is None:
             return None
         admit_s = call.take_admit_s()

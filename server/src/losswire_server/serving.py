@@ -9,6 +9,7 @@ import structlog
 
 from losswire_server.config import Config
 from losswire_server.device import DeviceError
+from losswire_server.device_loss import DeviceLoss, exit_soon
 from losswire_server.losses.cpu import BackendMissingError
 from losswire_server.ports import SidePorts, StartError
 from losswire_server.server import Server
@@ -23,18 +24,31 @@ _log = structlog.get_logger()
 
 
 async def serve(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the draining at once."""
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the draining at once.
+
+    Raises:
+        DeviceFailedError: if the device was lost; its calls were told, and the process is to end.
+    """
     stop, hurry = stop_signals()
+    loop = asyncio.get_running_loop()
     server = Server(config)
     ports = SidePorts(config, server.registry)
     ports.set_info(server.info)
     ports.start()
-    await server.start()
+
+    def device_lost(_: DeviceLoss) -> None:
+        exit_soon()
+        ports.set_failed()
+        loop.call_soon_threadsafe(stop.set)
+
+    await server.start(device_lost)
     ports.set_ready(True)
     announce(config, server.info, Addresses(server.address, ports.health_address, ports.metrics_address))
     _log.info("serving", address=server.address, device=server.info.device, backend=server.info.backend)
     await stop.wait()
     ports.set_ready(False)
-    await server.drain(hurry)
-    await asyncio.to_thread(ports.stop)
+    try:
+        await server.drain(hurry)
+    finally:
+        await asyncio.to_thread(ports.stop)
     _log.info("stopped")

@@ -36,6 +36,12 @@ def main(fifo: Path, act: str, link: socket.socket) -> int:
         link.sendall(encode(Report(info=info.SerializeToString().hex())))
     if act == "serve until all do":
         fifo.open().close()
+    if act == "serve and fail":
+        fifo.open().close()
+        link.sendall(encode(Report(failure="its device was lost: it is on fire")))
+        # Had it ended, that would say the same.
+        signal.sigwait({signal.SIGTERM})
+        return 70
     if act.startswith("serve until asked"):
         fifo.open().close()
         lines.readline()
@@ -59,7 +65,7 @@ def main(fifo: Path, act: str, link: socket.socket) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[2] in {"serve until told to stop", "serve for ever"}:
+    if sys.argv[2] in {"serve until told to stop", "serve for ever", "serve and fail"}:
         # Before the supervisor can send one, so that none is lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     sys.exit(main(Path(sys.argv[1]), sys.argv[2], socket.socket(fileno=int(sys.argv[3]))))

@@ -132,6 +132,25 @@ def test_a_process_that_says_what_cannot_be_read_is_killed_and_replaced(
         run(act)
 
 
+def test_processes_that_say_that_they_failed_do_not_serve_though_they_live_on(
+    monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    living: list[int] = []
+    update = Supervisor._update
+
+    def update_and_stop(self: Supervisor) -> None:
+        update(self)
+        if not self._started.is_set():
+            self._loop.call_later(30, self._stop.set)
+        elif not self._stop.is_set() and self._ready._value.get() == 0:
+            living.append(len(self._children))
+            self._stop.set()
+
+    monkeypatch.setattr(Supervisor, "_update", update_and_stop)
+    run("serve and fail")
+    assert living == [2]
+
+
 # What follows a process may be a thread, which the system may refuse too.
 no_room = pytest.mark.parametrize(
     "error", [OSError(errno.EAGAIN, "Resource temporarily unavailable"), RuntimeError("can't start new thread")]

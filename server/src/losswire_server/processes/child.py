@@ -49,9 +49,10 @@ class Child:
         process: Its number, from 0 on.
         pid: Its process ID.
         info: Its answer to GetInfo, once it serves.
-        failure: Why it could not serve, where it said so.
+        failure: Why it cannot serve, or no longer, where it said so.
         families: The last metrics that it told.
         serves: Set once it serves.
+        failed: Set once it said that it cannot serve, or no longer.
     """
 
     def __init__(self, number: int, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
@@ -59,7 +60,7 @@ class Child:
         self.info: GetInfoResponse | None = None
         self.failure: str | None = None
         self.families: list[Family] = []
-        self.serves = asyncio.Event()
+        self.serves, self.failed = asyncio.Event(), asyncio.Event()
         self._process, self._reader, self._writer = process, reader, writer
         self._asked: asyncio.Future[None] | None = None
         self._broken: str | None = None
@@ -130,6 +131,7 @@ class Child:
             self.serves.set()
         if report.failure is not None:
             self.failure = report.failure
+            self.failed.set()
         if report.families is not None:
             self.families = report.families
         # Also by a report without metrics: where they cannot be collected, the last ones stand.

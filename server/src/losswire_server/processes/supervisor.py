@@ -167,6 +167,8 @@ class Supervisor:
         await _first(child.serves.wait(), asyncio.shield(ending))
         self._info = self._info or child.info
         self._update()
+        await _first(child.failed.wait(), asyncio.shield(ending))
+        self._update()
         death = await ending
         del self._children[child.number]
         self._merger.retire(str(child.number), child.families)
@@ -185,7 +187,7 @@ class Supervisor:
 
     def _update(self) -> None:
         """Count those that serve. The server is ready from when all do until none does: the rest get all the work."""
-        serving = sum(child.serves.is_set() for child in self._children.values())
+        serving = sum(child.serves.is_set() and not child.failed.is_set() for child in self._children.values())
         self._serving.set(serving)
         if serving == self._config.processes:
             self._started.set()

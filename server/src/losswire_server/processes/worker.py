@@ -74,7 +74,10 @@ class Link:
 
 
 def main() -> int:
-    """Serve until told to stop; the exit code is 0 after a drain and 1 where the server cannot start."""
+    """Serve until told to stop; the exit code is 0 after a drain and 1 where the server cannot start.
+
+    Where the device is lost the process ends here, as `device_loss` has it.
+    """
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     from losswire_server.config import Config
     from losswire_server.logs import configure_logs
@@ -82,6 +85,7 @@ def main() -> int:
     config = Config.model_validate(link.settings.config)
     configure_logs(config.log_format, config.log_level, link.settings.process)
     # Loads PyTorch, after the link is there to end this process if it has to.
+    from losswire_server.device_loss import DeviceFailedError, exit_now
     from losswire_server.serving import START_ERRORS
 
     try:
@@ -89,24 +93,36 @@ def main() -> int:
     except START_ERRORS as error:
         link.send(Report(failure=str(error)))
         return 1
+    except DeviceFailedError:
+        exit_now()
     return 0
 
 
 async def _serve(config: Config, link: Link) -> None:
     import structlog
 
+    from losswire_server.device_loss import DeviceLoss, exit_soon
     from losswire_server.server import Server
     from losswire_server.signals import stop_signals
 
     stop, hurry = stop_signals()
+    loop = asyncio.get_running_loop()
     server = Server(config, share_port=True)
-    await server.start()
+
+    def device_lost(loss: DeviceLoss) -> None:
+        exit_soon()
+        link.send(Report(failure=f"its device was lost: {loss.why}"))
+        loop.call_soon_threadsafe(stop.set)
+
+    await server.start(device_lost)
     link.answer_from(server.registry)
     link.send(Report(info=server.info.SerializeToString().hex()))
     structlog.get_logger().info("process serves", pid=os.getpid())
     await stop.wait()
-    await server.drain(hurry)
-    link.send_metrics(server.registry)
+    try:
+        await server.drain(hurry)
+    finally:
+        link.send_metrics(server.registry)
 
 
 if __name__ == "__main__":
