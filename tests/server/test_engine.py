@@ -500,13 +500,13 @@ def test_a_split_batch_has_the_bits_of_its_jobs_alone() -> None:
 def test_what_is_under_way_is_finished_before_what_did_not_fit_is_tried_again() -> None:
     size = MAX_BATCH_BYTES // 4
     backend = SmallDevice(room=1, depth=2)
-    work = [*labelled(0, elements=size), *labelled(1, 2), *labelled(3, elements=size)]
+    work = [*labelled(0, elements=size), *labelled(1, 2), *labelled(3, 4, elements=size)]
     tasks = run_queued(backend, *work)
-    assert [task.outcome for task in tasks] == [None] * 4
+    assert [task.outcome for task in tasks] == [None] * 5
     # Nothing is begun beyond jobs that are yet to be tried again, for it may hold later parts of the same sample.
     assert backend.seen == [
         *("begin [0]", "begin [1, 2, 3]", "finish [0]", "release"),
-        *("begin [1]", "finish [1]", "begin [2]", "finish [2]", "begin [3]", "finish [3]"),
+        *("begin [1]", "finish [1]", "begin [2]", "finish [2]", "begin [3]", "finish [3]", "begin [4]", "finish [4]"),
     ]
 
 

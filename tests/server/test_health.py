@@ -46,6 +46,15 @@ def test_a_server_is_not_serving_until_it_is_ready_and_after_it(
     assert check(channel, service) == NOT_SERVING
 
 
+def test_a_server_that_failed_is_never_serving_again(health: HealthServer, channel: grpc.Channel) -> None:
+    health.set_ready(True)
+    health.set_failed()
+    assert check(channel) == NOT_SERVING
+    health.set_ready(False)
+    health.set_ready(True)
+    assert check(channel) == check(channel, SERVICE) == NOT_SERVING
+
+
 def test_a_service_that_is_not_there_is_not_found(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         check(channel, "losswire.v1.OtherService")
