@@ -19,13 +19,14 @@ from structlog.testing import capture_logs
 
 from losswire_server import engine as engine_module
 from losswire_server.device_loss import DeviceLoss
-from losswire_server.engine import MAX_BATCH_BYTES, Caller, Engine, Task
+from losswire_server.engine import MAX_BATCH_BYTES, Engine
 from losswire_server.errors import DeadlinePassedError, DeviceLostError, InternalError, OutOfMemoryError
 from losswire_server.losses.cross_entropy import Backend
 from losswire_server.losses.job import Job, Parameters, PartialSample, Positions
 from losswire_server.losses.pending import Outcome, Pending
 from losswire_server.losses.reference import Reference
 from losswire_server.metrics import Metrics
+from losswire_server.tasks import Caller, Task
 
 IN_AN_HOUR_S = 3600.0
 WAIT_S = 30.0

@@ -28,7 +28,7 @@ from losswire.v1 import (
     TensorHeader,
 )
 from losswire_server.call import Lobby
-from losswire_server.engine import Engine, Task
+from losswire_server.engine import Engine
 from losswire_server.errors import DeadlinePassedError
 from losswire_server.framed import FramedEvaluation
 from losswire_server.frames import decode_request
@@ -37,6 +37,7 @@ from losswire_server.losses.reference import Reference
 from losswire_server.requests import KnownRequests
 from losswire_server.run import Run
 from losswire_server.servicer import Servicer
+from losswire_server.tasks import Task
 from losswire_server.weights import WeightStore
 
 LOGITS, LABELS = torch.tensor([[1.0, 2.0, 3.0], [0.5, 5.0, 1.0], [2.0, 0.0, 0.25]]), torch.tensor([0, 1, 2])

@@ -17,7 +17,6 @@ from prometheus_client import Counter
 from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.admission import ByteBudget, Reservation
 from losswire_server.config import Config
-from losswire_server.engine import Caller
 from losswire_server.errors import (
     BodyTimeoutError,
     DeadlinePassedError,
@@ -27,6 +26,7 @@ from losswire_server.errors import (
     ServiceError,
 )
 from losswire_server.metrics import Metrics
+from losswire_server.tasks import Caller
 from losswire_server.waits import Waits
 
 IDLE_RESOLUTION_S: Final = 1.0

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import sys
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
@@ -26,109 +25,15 @@ from losswire_server.device_loss import DeviceLoss
 from losswire_server.errors import DeadlinePassedError, DeviceLostError, InternalError, OutOfMemoryError
 from losswire_server.losses.cross_entropy import Backend
 from losswire_server.losses.faults import Fault, fault_of
-from losswire_server.losses.job import InPlace, Job, Layout
-from losswire_server.losses.pending import Finished, Outcome, Pending
+from losswire_server.losses.job import InPlace, Layout
+from losswire_server.losses.pending import Outcome
 from losswire_server.metrics import Metrics
+from losswire_server.tasks import Batch, Task
 from losswire_server.watchdog import Watchdog
 
 MAX_BATCH_BYTES: Final = 64 * 1024 * 1024
 
-RESULT_BYTES: Final = 8
-"""Bytes of one result of one position, at most: its loss, its weight, and each output."""
-
 _log = structlog.get_logger()
-
-
-class Caller:
-    """On whose behalf jobs run: until when, and whether anyone still waits for them."""
-
-    __slots__ = ("_request_id", "deadline", "gone")
-
-    def __init__(self, deadline: float, request_id: str | None = None) -> None:
-        self.deadline = deadline
-        self.gone = False
-        self._request_id = request_id
-
-    @property
-    def request_id(self) -> str:
-        """What the log and the caller call the request, should it fail."""
-        if self._request_id is None:
-            self._request_id = secrets.token_hex(8)
-        return self._request_id
-
-
-class Task:
-    """A job in the queue, and then what became of it.
-
-    Attributes:
-        job: The work.
-        caller: On whose behalf.
-        deliver: Called with the task, on the event loop, when it is done.
-        byte_count: Bytes that the backend reads for it, and about as many as its results take.
-        queued_at, started_at, finished_at: Seconds of `time.monotonic`; it was started when its batch was begun.
-        compute_s: Its share, by bytes, of the seconds that its batch took.
-        outcome: None where the job completes no position.
-    """
-
-    __slots__ = (
-        *("job", "caller", "deliver", "byte_count"),
-        *("queued_at", "started_at", "finished_at", "compute_s", "outcome"),
-    )
-
-    def __init__(self, job: Job, caller: Caller, deliver: Callable[[Task], None]) -> None:
-        self.job, self.caller, self.deliver = job, caller, deliver
-        samples, _, positions = job.logits.shape
-        results = samples * positions * RESULT_BYTES * (2 + len(job.parameters.outputs))
-        self.byte_count: int = job.logits.nbytes + job.target.nbytes + results
-        self.queued_at = self.started_at = self.finished_at = self.compute_s = 0.0
-        self.outcome: Outcome = None
-
-
-class _Batch:
-    """Tasks that the backend is handed together, or those of them whose callers still wait.
-
-    Attributes:
-        tasks: All of them.
-        due: Those that are evaluated.
-        started_at: When that was decided.
-        stage_s: What the backend tells of its stages.
-        refused: Whether the backend did not even begin them.
-        delivered: Whether the tasks were delivered.
-    """
-
-    __slots__ = ("_outcomes", "_pending", "delivered", "due", "refused", "started_at", "tasks")
-
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        self.tasks = tasks
-        self.started_at = now = time.monotonic()
-        self.due = [task for task in tasks if not task.caller.gone and task.caller.deadline > now]
-        self.refused = self.delivered = False
-        self._pending: Pending = _NOTHING
-        self._outcomes: list[Outcome] | None = None
-
-    @property
-    def stage_s(self) -> Mapping[str, float]:
-        """What the backend tells of its stages, once they are finished."""
-        return self._pending.stage_s
-
-    def begin(self, backend: Backend) -> None:
-        """Hand those that are due to the backend. Never raises."""
-        if self.due:
-            try:
-                self._pending = backend.begin([task.job for task in self.due])
-            except Exception as error:  # A backend reports the failure of a job; this is one of its own.
-                self.refused, self._outcomes = True, [error] * len(self.due)
-
-    def finish(self) -> list[Outcome]:
-        """Wait for those that are due; what became of each. Never raises, and may be called again."""
-        if self._outcomes is None:
-            try:
-                self._outcomes = self._pending.finish()
-                if len(self._outcomes) != len(self.due):
-                    raise RuntimeError(f"the backend gave {len(self._outcomes)} outcomes for {len(self.due)} jobs")
-            except Exception as error:  # As above.
-                self._outcomes = [error] * len(self.due)
-        return self._outcomes
 
 
 class Engine:
@@ -154,7 +59,7 @@ class Engine:
         self._on_device_lost = on_device_lost
         self._queue: SimpleQueue[Task | None] = SimpleQueue()
         # Begun and not finished, oldest first.
-        self._begun: deque[_Batch] = deque()
+        self._begun: deque[Batch] = deque()
         self._stopping = self._lost = False
         self._losing = threading.Lock()
         self._watchdog_s = watchdog_s
@@ -191,7 +96,7 @@ class Engine:
         if before_bytes + task.byte_count > self._backend.inline_bytes:
             return False
         task.queued_at = time.monotonic()
-        batch = _Batch((task,))
+        batch = Batch((task,))
         batch.begin(self._backend)
         if task.job.partial is None and any(map(_does_not_fit, batch.finish())):
             return False  # Let the engine's thread try again, which knows what else is under way.
@@ -245,7 +150,7 @@ class Engine:
         if not tasks:
             return
         self._count_out(tasks)
-        batch = _Batch(tasks)
+        batch = Batch(tasks)
         # Before the backend is called: should it not return, the tasks are found here.
         self._begun.append(batch)
         with self._watchdog:
@@ -268,7 +173,7 @@ class Engine:
             self._begun.popleft()
         self._soon(self._deliver, batch)
 
-    def _conclude(self, batch: _Batch) -> None:
+    def _conclude(self, batch: Batch) -> None:
         """Note what became of the tasks of a batch."""
         due, outcomes = batch.due, self._recovered(batch)
         finished_at = time.monotonic()
@@ -283,7 +188,7 @@ class Engine:
             task.compute_s = batch_s * (task.byte_count / byte_count if byte_count else 1 / len(due))
         self._metrics.ledger.note(self._metrics.batch_evaluated, len(due), byte_count, batch.stage_s)
 
-    def _recovered(self, batch: _Batch) -> list[Outcome]:
+    def _recovered(self, batch: Batch) -> list[Outcome]:
         """What became of each job of a batch, with those that did not fit tried once more, each alone."""
         outcomes = batch.finish()
         retried = [
@@ -300,7 +205,7 @@ class Engine:
                 self._backend.release()
             outcomes = list(outcomes)
             for index in retried:
-                alone = _Batch([batch.due[index]])
+                alone = Batch([batch.due[index]])
                 with self._watchdog:
                     alone.begin(self._backend)
                     [outcomes[index]] = alone.finish()
@@ -353,11 +258,11 @@ class Engine:
                 if (task := self._queue.get_nowait()) is not None:
                     tasks.append(task)
         self._count_out(tasks)
-        self._deliver(_Batch(tasks))
+        self._deliver(Batch(tasks))
         # The thread may wait for one.
         self._queue.put(None)
 
-    def _deliver(self, batch: _Batch) -> None:
+    def _deliver(self, batch: Batch) -> None:
         if batch.delivered:
             return
         batch.delivered = True
@@ -370,9 +275,6 @@ class Engine:
                 _log.exception("delivery failed", request_id=task.caller.request_id)
 
 
-_NOTHING: Final = Finished([])
-
-
 def _does_not_fit(outcome: Outcome) -> bool:
     return isinstance(outcome, Exception) and fault_of(outcome) is Fault.OUT_OF_MEMORY
 
@@ -381,7 +283,7 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _fail(batch: _Batch) -> None:
+def _fail(batch: Batch) -> None:
     for task in batch.tasks:
         task.outcome = InternalError(task.caller.request_id)
     with contextlib.suppress(Exception):

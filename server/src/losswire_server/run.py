@@ -6,9 +6,10 @@ import asyncio
 import time
 
 from losswire_server.call import Call
-from losswire_server.engine import Engine, Task
+from losswire_server.engine import Engine
 from losswire_server.evaluation import Evaluation, Totals
 from losswire_server.replies import StageSeconds
+from losswire_server.tasks import Task
 
 
 class Run:
