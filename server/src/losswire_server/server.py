@@ -147,7 +147,7 @@ class Server:
             self._tell(loss)
         finally:
             self._loop.call_soon_threadsafe(self._lobby.fail)
-            _log.error("device lost", cause=loss.cause, why=loss.why, trace=loss.trace)
+            _log.error("device lost", cause=loss.cause, why=loss.why, trace=loss.trace())
 
     def _open_data_server(self, share_port: bool) -> grpc.aio.Server:
         server = grpc.aio.server(options=(*_OPTIONS, ("grpc.so_reuseport", int(share_port))))
