@@ -196,7 +196,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("version", "torch_version", "device", "device_name", "backend", "threads", "floating_dtypes", "index_dtypes", "outputs", "limits", "processes")
+    __slots__ = ("version", "torch_version", "device", "device_name", "backend", "threads", "floating_dtypes", "index_dtypes", "outputs", "limits", "processes", "device_memory_bytes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TORCH_VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +208,7 @@ class GetInfoResponse(_message.Message):
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     version: str
     torch_version: str
     device: str
@@ -219,7 +220,8 @@ class GetInfoResponse(_message.Message):
     outputs: _containers.RepeatedScalarFieldContainer[Output]
     limits: Limits
     processes: int
-    def __init__(self, version: _Optional[str] = ..., torch_version: _Optional[str] = ..., device: _Optional[str] = ..., device_name: _Optional[str] = ..., backend: _Optional[str] = ..., threads: _Optional[int] = ..., floating_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., index_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., outputs: _Optional[_Iterable[_Union[Output, str]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., processes: _Optional[int] = ...) -> None: ...
+    device_memory_bytes: int
+    def __init__(self, version: _Optional[str] = ..., torch_version: _Optional[str] = ..., device: _Optional[str] = ..., device_name: _Optional[str] = ..., backend: _Optional[str] = ..., threads: _Optional[int] = ..., floating_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., index_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., outputs: _Optional[_Iterable[_Union[Output, str]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., processes: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("message_bytes", "evaluation_bytes", "inflight_bytes", "waiting_calls", "body_timeout_s", "stored_bytes")
