@@ -49,6 +49,7 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "reflection": ("true", True),
     "device": ("cuda:3", "cuda:3"),
     "backend": ("reference", "reference"),
+    "warm_up": ("float32:10", "float32:10"),
     "threads": ("7", 7),
     "processes": ("3", 3),
     "max_evaluation_bytes": ("1048576", MIB),

@@ -24,6 +24,7 @@ from pydantic_settings import (
 )
 
 from losswire.v1.framing import MESSAGE_BYTES
+from losswire_server.expected import parse_shapes
 
 MIB: Final = 1024 * 1024
 
@@ -43,6 +44,14 @@ def _check_address(address: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
+
+
+def _check_shapes(text: str) -> str:
+    parse_shapes(text)
+    return text
+
+
+Shapes = Annotated[str, AfterValidator(_check_shapes)]
 
 
 class Config(BaseSettings):
@@ -72,6 +81,11 @@ class Config(BaseSettings):
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     backend: Literal["auto", "cpu", "gpu", "reference"] = Field("auto", description="Code that evaluates.")
+    warm_up: Shapes = Field(
+        "",
+        description="Shapes to compile and try before the server is ready, as TYPE:CLASSES or TYPE:CLASSESxPOSITIONS, "
+        "with commas between: bfloat16:128256,float32:19x262144. A GPU is tried with float32:10 in any case.",
+    )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads for one evaluation; 0 takes all cores.")
     processes: int = Field(
         1,

@@ -6,7 +6,9 @@ a fixed set of values, all of which exist from the start, so that rates begin at
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import grpc
@@ -126,6 +128,12 @@ class Metrics:
             registry=registry,
         )
         self.device_lost = {cause: device_lost.labels(cause) for cause in DEVICE_LOST}
+        self._device_memory = Gauge(
+            "losswire_device_memory_bytes",
+            "Memory of the device, used by anyone (used) and in all (total); absent where the CPU evaluates.",
+            ["kind"],
+            registry=registry,
+        )
         self.stored_bytes = Gauge("losswire_stored_bytes", "Bytes of class weights kept by digest.", registry=registry)
         self.ready = Gauge(
             "losswire_ready", "1 while the server accepts work, 0 before and while draining.", registry=registry
@@ -149,6 +157,18 @@ class Metrics:
         self.batch_bytes.observe(byte_count)
         for stage, seconds in stage_s.items():
             self.device_stage_duration[stage].observe(seconds)
+
+    def watch_device_memory(self, memory: Callable[[], tuple[int, int]]) -> None:
+        """Export the memory of a device: bytes that are used, and bytes in all, whenever someone looks."""
+
+        def part(index: int) -> float:
+            try:
+                return memory()[index]
+            except RuntimeError:  # The device is lost, and the other instruments say so.
+                return math.nan
+
+        for index, kind in enumerate(("used", "total")):
+            self._device_memory.labels(kind).set_function(partial(part, index))
 
     def describe(self, build: dict[str, str], device: dict[str, str]) -> None:
         """Export what runs, and on what, as the labels of two constant series."""

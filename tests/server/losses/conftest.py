@@ -15,10 +15,10 @@ from losswire_server.losses.gpu.backend import Gpu, Running
 from losswire_server.losses.gpu.streams import InterpretedStreams, is_interpreted
 from losswire_server.losses.job import Job, Parameters, Positions
 
-INTERPRETED_STEPS = 80
+INTERPRETED_STEPS = 14
 """Steps of jobs whose kernels are interpreted: a step takes about 10 ms, however wide its block."""
 
-INTERPRETED_BLOCK = 2**13
+INTERPRETED_BLOCK = 2**14
 """Positions of a step of planes, which takes one class after another."""
 
 INTERPRETED_TILE = 2**16
