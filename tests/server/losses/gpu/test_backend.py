@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+pytest.importorskip("triton", reason="Triton is not installed")
+
 from losswire_server.losses.gpu import open_gpu, shapes
 from losswire_server.losses.gpu.backend import Gpu, LabelOutOfRangeError
 from losswire_server.losses.gpu.packing import Batch
