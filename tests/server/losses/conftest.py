@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -14,29 +15,41 @@ from losswire_server.losses.gpu.backend import Gpu, Running
 from losswire_server.losses.gpu.streams import InterpretedStreams, is_interpreted
 from losswire_server.losses.job import Job, Parameters, Positions
 
-INTERPRETED_ELEMENTS = 200_000
-INTERPRETED_PLANES = 64
-"""Of jobs whose kernels are interpreted: logits in all, and classes where there are several positions, which are taken
-one after another. A step takes some 20 microseconds, however wide its block."""
+INTERPRETED_STEPS = 80
+"""Steps of jobs whose kernels are interpreted: a step takes about 10 ms, however wide its block."""
+
+INTERPRETED_BLOCK = 2**13
+"""Positions of a step of planes, which takes one class after another."""
+
+INTERPRETED_TILE = 2**16
+"""Logits of a step of rows."""
 
 
 class SmallGpu(Gpu):
     """The GPU's backend on the CPU, which skips the tests that would take it minutes."""
 
     def begin(self, jobs: Sequence[Job]) -> Running:
-        planes = sum(job.logits.shape[1] for job in jobs if job.parameters.positions_per_sample > 1)
-        if planes > INTERPRETED_PLANES or sum(job.logits.numel() for job in jobs) > INTERPRETED_ELEMENTS:
+        if sum(_steps(job) for job in jobs) > INTERPRETED_STEPS:
             pytest.skip("needs a GPU: too much for interpreted kernels")
         return super().begin(jobs)
+
+
+def _steps(job: Job) -> int:
+    samples, classes, positions = job.logits.shape
+    if job.parameters.positions_per_sample > 1:
+        return int(math.ceil(samples * positions / INTERPRETED_BLOCK) * classes)
+    rows, width = shapes.row_tile(max(1, job.parameters.class_count))
+    return math.ceil(samples / rows) * math.ceil(classes / width)
 
 
 @pytest.fixture(params=[name for name in BACKEND_NAMES if name != "auto"])
 def backend(request: pytest.FixtureRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Every backend of the device in turn."""
     if request.param == "gpu" and is_interpreted():
-        # Wider than on a GPU; test_gpu.py has blocks of the real size.
-        monkeypatch.setattr(shapes, "TILE_ELEMENTS", 2**16)
-        monkeypatch.setattr(shapes, "plane_block", lambda _: 2**13)
+        # Wider blocks and narrower slabs than on a GPU; gpu/test_backend.py has those of the real size.
+        monkeypatch.setattr(shapes, "TILE_ELEMENTS", INTERPRETED_TILE)
+        monkeypatch.setattr(shapes, "MIN_SLAB_CLASSES", 8)
+        monkeypatch.setattr(shapes, "plane_block", lambda _: INTERPRETED_BLOCK)
         return SmallGpu(InterpretedStreams())
     try:
         return open_backend(request.param, device)

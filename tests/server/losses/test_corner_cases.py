@@ -92,7 +92,7 @@ def _assert_all(values: torch.Tensor, expected: float) -> None:
 
 
 # With 40,000 positions a segment is a single class, so that the special values meet in the sums.
-@pytest.mark.parametrize("positions", [1, 40000])
+@pytest.mark.parametrize("positions", [1, 3, 40000])
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize(
     ("row", "target", "options", "expected"), [c[1:] for c in CORNERS], ids=[c[0] for c in CORNERS]
@@ -115,7 +115,7 @@ def test_corner_cases_have_the_values_of_pytorch(
     _assert_all(evaluate(logits, targets, **arguments).loss, expected)
 
 
-@pytest.mark.parametrize("positions", [1, 40000])
+@pytest.mark.parametrize("positions", [1, 3, 40000])
 @pytest.mark.parametrize(
     ("row", "target", "options", "expected"), [c[1:] for c in OVERFLOWING], ids=[c[0] for c in OVERFLOWING]
 )

@@ -68,7 +68,7 @@ def test_outputs_are_those_of_a_naive_formulation(
     _assert_outputs(evaluate, logits, target, rtol=1e-12 if exact else 3e-7, atol=1e-12 if exact else 3e-6)
 
 
-@pytest.mark.parametrize("positions", [1, 40000])
+@pytest.mark.parametrize("positions", [1, 3, 40000])
 @pytest.mark.parametrize(
     "row",
     [

@@ -15,11 +15,10 @@ from losswire_server.losses.gpu.staging import Staging
 from losswire_server.losses.gpu.streams import Streams
 from losswire_server.losses.gpu.variants import Variant, variant_of
 from losswire_server.losses.job import Job, Layout, Positions
+from losswire_server.losses.pending import Outcome
 from losswire_server.losses.reference import Reference
 
 FIELD_COUNT: Final = _FIELD_COUNT.value
-
-Outcome = Positions | Exception | None
 
 
 class LabelOutOfRangeError(Exception):

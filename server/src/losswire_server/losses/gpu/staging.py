@@ -58,24 +58,25 @@ class Staging:
             left = as_bytes(source)
             at = offset
             while len(left):
-                if slot is None or at - start >= self._chunk_bytes:
+                if slot is not None and at - start >= self._chunk_bytes:
                     self._send(slot, destination, start, filled)
+                    slot = None
+                if slot is None:
                     slot, start = self._next_slot(), at
                 part = left[: self._chunk_bytes - (at - start)]
                 slot.buffer[at - start : at - start + len(part)].copy_(part)
                 filled = at - start + len(part)
                 at += len(part)
                 left = left[len(part) :]
-        self._send(slot, destination, start, filled)
+        if slot is not None:
+            self._send(slot, destination, start, filled)
 
     def _next_slot(self) -> _Slot:
         slot = next(self._slots)
         slot.copied.synchronize()
         return slot
 
-    def _send(self, slot: _Slot | None, destination: Tensor, start: int, byte_count: int) -> None:
-        if slot is None:
-            return
+    def _send(self, slot: _Slot, destination: Tensor, start: int, byte_count: int) -> None:
         with self._streams.copies():
             destination[start : start + byte_count].copy_(slot.buffer[:byte_count], non_blocking=True)
             slot.copied.record()
