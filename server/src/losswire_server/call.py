@@ -251,8 +251,7 @@ class Call:
             lobby.working.discard(task)
 
     async def _abort(self, error: ServiceError) -> NoReturn:
-        if rejected := self.lobby.metrics.rejected.get(error.reason_name):
-            rejected.inc()
+        self._metrics.refused(error.reason_name)
         try:
             async with asyncio.timeout(ABORT_TIMEOUT_S):
                 await self._context.abort(error.code, error.details, error.trailing_metadata)

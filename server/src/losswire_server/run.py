@@ -66,11 +66,16 @@ class Run:
         if self._failure is not None:
             raise self._failure
 
-    def observe(self, totals: Totals) -> None:
-        """Export where the time went, and what was evaluated; once, when the reply is ready."""
+    def observe(self, transport: str, totals: Totals) -> None:
+        """Export where the time went, and what was evaluated; once, when the reply is ready.
+
+        Args:
+            transport: How the tensors came, one of `metrics.TRANSPORTS`.
+            totals: The result.
+        """
         metrics = self.call.lobby.metrics
         self.seconds.reply = time.monotonic() - max(self._received_at, self._finished_at)
-        metrics.ledger.note(metrics.evaluated, self.seconds.by_stage(), totals.counted, totals.ignored)
+        metrics.ledger.note(metrics.evaluated, self.seconds.by_stage(), totals, self.evaluation.plan, transport)
 
     def _done(self, task: Task) -> None:
         self.call.reservation.let_go()

@@ -22,11 +22,12 @@ from losswire_server.device_loss import FLUSH_S, DeviceFailedError, DeviceLoss
 from losswire_server.engine import Engine
 from losswire_server.health import SERVICE
 from losswire_server.info import server_info
+from losswire_server.loop_delay import LoopDelay
 from losswire_server.losses.cross_entropy import open_backend
 from losswire_server.metrics import Metrics
 from losswire_server.ports import StartError, with_port
 from losswire_server.servicer import Servicer
-from losswire_server.tls import server_credentials
+from losswire_server.tls import certificate_expiries, server_credentials
 from losswire_server.weights import WeightStore
 
 _OPTIONS: Final = (
@@ -91,6 +92,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._tell: Callable[[DeviceLoss], None] = lambda loss: None
         self._engine = Engine(backend, self._metrics, self._loop, config.watchdog_s, self._device_lost)
+        self._loop_delay = LoopDelay(self._loop, self._metrics.loop_delay.observe)
         self._server = self._open_data_server(share_port)
         self.address = self._bind_data()
         self._describe()
@@ -104,6 +106,7 @@ class Server:
         """
         self._tell = on_device_lost
         self._engine.start()
+        self._loop_delay.start()
         await self._server.start()
         self._metrics.ready.set(1)
 
@@ -148,6 +151,8 @@ class Server:
         finally:
             self._loop.call_soon_threadsafe(self._lobby.fail)
             _log.error("device lost", cause=loss.cause, why=loss.why, trace=loss.trace)
+        await asyncio.to_thread(self._engine.stop)
+        self._loop_delay.stop()
 
     def _open_data_server(self, share_port: bool) -> grpc.aio.Server:
         server = grpc.aio.server(options=(*_OPTIONS, ("grpc.so_reuseport", int(share_port))))
@@ -172,9 +177,12 @@ class Server:
         metrics, budget = self._metrics, self._lobby.budget
         metrics.inflight_requests.set_function(lambda: self._lobby.inflight)
         metrics.inflight_bytes.set_function(lambda: budget.used_bytes)
+        metrics.max_inflight_bytes.set(budget.capacity_bytes)
         metrics.waiting_requests.set_function(lambda: budget.waiting)
         metrics.stored_bytes.set_function(lambda: self._weights.used_bytes)
         metrics.describe(
             build={"version": self.info.version, "torch": self.info.torch_version, "grpc": grpc.__version__},
             device={"device": self.info.device, "name": self.info.device_name, "backend": self.info.backend},
         )
+        if moments := certificate_expiries(self.config):
+            metrics.certificates_expire(moments)

@@ -73,14 +73,14 @@ class Servicer:
         kind = self._known.find(message)
         if kind is not None and (result := self._evaluate_in_place(call, kind, message)) is not None:
             reply = replies.short_response(*result)
-            self._observe(*result)
+            self._observe("message", kind.plan, *result)
             return reply
         request = kind.request(message) if kind else self._known.learn(message, decode_request(memoryview(message)))
         self._check_reply_fits(request.plan)
         run = Run(call, self._engine, WholeEvaluation(request, self._weights))
         totals = await self._finish(run)
         reply = replies.response(run.evaluation, totals, run.seconds)
-        run.observe(totals)
+        run.observe("message", totals)
         return reply
 
     def _evaluate_in_place(self, call: Call, kind: Kind, message: bytes) -> tuple[Totals, StageSeconds] | None:
@@ -98,9 +98,9 @@ class Servicer:
         seconds = StageSeconds(admit_s, received_at - call.began_at - admit_s, compute=time.monotonic() - received_at)
         return totals_of(kind.plan, sums), seconds
 
-    def _observe(self, totals: Totals, seconds: StageSeconds) -> None:
+    def _observe(self, transport: str, plan: Plan, totals: Totals, seconds: StageSeconds) -> None:
         metrics = self._lobby.metrics
-        metrics.ledger.note(metrics.evaluated, seconds.by_stage(), totals.counted, totals.ignored)
+        metrics.ledger.note(metrics.evaluated, seconds.by_stage(), totals, plan, transport)
 
     async def _evaluate_stream(self, call: Call) -> None:
         message = await call.receive()
@@ -113,7 +113,7 @@ class Servicer:
         kind = self._known_frames.find(message)
         if kind is not None and (result := self._evaluate_in_place(call, kind, message)) is not None:
             await call.send(replies.result_frame(*result))
-            self._observe(*result)
+            self._observe("session", kind.plan, *result)
             return
         if (evaluation := self._begin(kind, message)) is None:
             return
@@ -125,7 +125,7 @@ class Servicer:
         totals = await self._finish(run)
         for reply in (*outputs.ready(at_end=True), replies.result_frame(totals, run.seconds)):
             await call.send(reply)
-        run.observe(totals)
+        run.observe("stream" if isinstance(evaluation, FramedEvaluation) else "session", totals)
 
     def _begin(self, kind: Kind | None, message: bytes) -> Evaluation | None:
         """The evaluation that the first frame of a stream begins; None for an empty chunk, which may stand anywhere."""

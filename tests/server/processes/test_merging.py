@@ -49,6 +49,14 @@ def test_counters_and_gauges_are_summed(processes: list[Metrics]) -> None:
     assert merged.get_sample_value("losswire_queue_depth") == 7
 
 
+def test_of_moments_the_first_counts(processes: list[Metrics]) -> None:
+    for metrics, moment in zip(processes, (2e9, 1.9e9), strict=True):
+        metrics.certificates_expire({"tls_certificate": moment})
+    merged = merge(MetricsMerger(), *processes)
+    name = "losswire_certificate_expiry_timestamp_seconds"
+    assert merged.get_sample_value(name, {"setting": "tls_certificate"}) == 1.9e9
+
+
 def test_histograms_are_summed_bucket_by_bucket(processes: list[Metrics]) -> None:
     for metrics, seconds in zip(processes, (1e-5, 100.0), strict=True):
         metrics.stage_duration["queue"].observe(seconds)

@@ -1,8 +1,9 @@
 """The metrics of several processes as those of one server.
 
 Counters and histograms are summed, and what a process had counted stays when it ends: no counter goes back because a
-process was replaced. Gauges are summed over the processes that live. What describes rather than counts (`…_info`) is
-the same in all. `process_…` says which process in a label of that name.
+process was replaced. Gauges are summed over the processes that live, but for moments (`…_timestamp_seconds`), of
+which the first counts. What describes rather than counts (`…_info`) is the same in all. `process_…` says which process
+in a label of that name.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ def _merge(merged: dict[str, _Merged], process: str, families: Iterable[Family])
 
 
 def _rule(family: Family) -> Callable[[float, float], float]:
+    if family.name.endswith("_timestamp_seconds"):
+        return min
     return max if family.type == "info" or family.name.endswith("_info") else add
 
 
