@@ -28,6 +28,7 @@ from losswire_server.metrics import Metrics
 from losswire_server.ports import StartError, with_port
 from losswire_server.servicer import Servicer
 from losswire_server.tls import certificate_expiries, server_credentials
+from losswire_server.tracing import open_tracing
 from losswire_server.weights import WeightStore
 
 _OPTIONS: Final = (
@@ -70,6 +71,7 @@ class Server:
         CertificateError: if a certificate cannot be used.
         DeviceError: if the device is not there.
         BackendMissingError: if the backend is not.
+        TracingError: if traces are asked for and their packages are not.
     """
 
     def __init__(self, config: Config, share_port: bool = False) -> None:
@@ -83,10 +85,12 @@ class Server:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = prometheus_client.CollectorRegistry()
         self._metrics = Metrics(self.registry)
+        self._tracing = open_tracing(config)
         self._lobby = Lobby(
             config,
             self._metrics,
             ByteBudget(config.max_inflight_bytes, config.max_waiting_calls, config.max_wait_s),
+            self._tracing,
         )
         self._weights = WeightStore(config.max_stored_bytes)
         self._loop = asyncio.get_running_loop()
@@ -138,6 +142,9 @@ class Server:
         await stopping
         if not self._lobby.device_lost:
             await asyncio.to_thread(self._engine.stop)
+        self._loop_delay.stop()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.stop)
         if self._lobby.device_lost:
             raise DeviceFailedError
 
@@ -151,8 +158,6 @@ class Server:
         finally:
             self._loop.call_soon_threadsafe(self._lobby.fail)
             _log.error("device lost", cause=loss.cause, why=loss.why, trace=loss.trace)
-        await asyncio.to_thread(self._engine.stop)
-        self._loop_delay.stop()
 
     def _open_data_server(self, share_port: bool) -> grpc.aio.Server:
         server = grpc.aio.server(options=(*_OPTIONS, ("grpc.so_reuseport", int(share_port))))

@@ -26,6 +26,7 @@ from losswire_server.plan import Plan
 from losswire_server.replies import StageSeconds
 from losswire_server.requests import Kind, KnownRequests
 from losswire_server.run import Run
+from losswire_server.tracing import Evaluated
 from losswire_server.validation import check_request, check_stored_tensor
 from losswire_server.weights import WeightStore
 from losswire_server.whole import WholeEvaluation
@@ -73,7 +74,7 @@ class Servicer:
         kind = self._known.find(message)
         if kind is not None and (result := self._evaluate_in_place(call, kind, message)) is not None:
             reply = replies.short_response(*result)
-            self._observe("message", kind.plan, *result)
+            self._observe(call, "message", kind.plan, *result)
             return reply
         request = kind.request(message) if kind else self._known.learn(message, decode_request(memoryview(message)))
         self._check_reply_fits(request.plan)
@@ -98,9 +99,12 @@ class Servicer:
         seconds = StageSeconds(admit_s, received_at - call.began_at - admit_s, compute=time.monotonic() - received_at)
         return totals_of(kind.plan, sums), seconds
 
-    def _observe(self, transport: str, plan: Plan, totals: Totals, seconds: StageSeconds) -> None:
+    def _observe(self, call: Call, transport: str, plan: Plan, totals: Totals, seconds: StageSeconds) -> None:
+        """Export what was evaluated in place."""
         metrics = self._lobby.metrics
-        metrics.ledger.note(metrics.evaluated, seconds.by_stage(), totals, plan, transport)
+        metrics.ledger.note(metrics.evaluated, seconds.by_stage(), totals, plan, transport, call.exemplar)
+        if call.trace is not None:
+            call.trace.evaluated(Evaluated(transport, plan, totals, seconds.in_a_row(call.began_at)))
 
     async def _evaluate_stream(self, call: Call) -> None:
         message = await call.receive()
@@ -112,8 +116,9 @@ class Servicer:
         call.begin_evaluation()
         kind = self._known_frames.find(message)
         if kind is not None and (result := self._evaluate_in_place(call, kind, message)) is not None:
+            # Before the reply: a caller that has it may end the stream, and with it this, at once.
+            self._observe(call, "session", kind.plan, *result)
             await call.send(replies.result_frame(*result))
-            self._observe("session", kind.plan, *result)
             return
         if (evaluation := self._begin(kind, message)) is None:
             return
