@@ -9,10 +9,10 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import yaml
@@ -22,6 +22,9 @@ RULES = DEPLOY / "prometheus" / "rules.yaml"
 CONFIG = DEPLOY / "prometheus" / "prometheus.yml"
 
 START_TIMEOUT_S = 60
+ANSWER_TIMEOUT_S = 60
+
+_Answer = TypeVar("_Answer")
 
 
 def tool(name: str) -> str:
@@ -54,6 +57,15 @@ class Prometheus:
         """End the process."""
         self.process.terminate()
         self.process.wait(timeout=30)
+
+
+def eventually(ask: Callable[[], _Answer], what: str) -> _Answer:
+    """The answer, once there is one: Prometheus scrapes and evaluates in its own time."""
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    while not (answer := ask()):
+        assert time.monotonic() < deadline, f"no answer: {what}"
+        time.sleep(0.25)
+    return answer
 
 
 def start_prometheus(folder: Path, metrics_addresses: Iterable[str]) -> Prometheus:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 from certificates import issue_certificates
+from collector import Collector, collecting
 from prometheus import Prometheus, start_prometheus
 from servers import RunningServer, start_server
 from varied_load import under_load
@@ -15,12 +16,19 @@ import losswire
 
 
 @pytest.fixture(scope="session")
-def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server of two processes, with TLS."""
+def traces() -> Iterator[Collector]:
+    """Takes the traces of `several`."""
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="session")
+def several(traces: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server of two processes, with TLS and tracing."""
     folder = tmp_path_factory.mktemp("several")
     issue_certificates(folder)
     tls = f"--tls-certificate={folder}/server.pem", f"--tls-key={folder}/server.key"
-    running = start_server(folder, "--processes=2", "--threads=1", *tls)
+    running = start_server(folder, "--processes=2", "--threads=1", f"--otlp-endpoint={traces.endpoint}", *tls)
     yield running
     assert running.stop() == 0, running.log.read_text()
 
