@@ -11,7 +11,8 @@ PROGRAM = """
 import sys
 import losswire
 losswire.Client("localhost:1").close()
-print([name for name in ("torch", "losswire_server", "losswire.torch", "rich", "typer") if name in sys.modules])
+unwanted = ("torch", "losswire_server", "losswire.torch", "rich", "typer", "opentelemetry")
+print([name for name in unwanted if name in sys.modules])
 """
 
 

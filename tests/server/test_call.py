@@ -12,6 +12,7 @@ import pytest
 from made_calls import Aborted, FakeContext, in_loop, make_call, make_lobby, reserve, steps
 from structlog.testing import capture_logs
 
+from losswire.v1 import ErrorReason
 from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.call import Call, Lobby
 from losswire_server.config import MIB
@@ -282,17 +283,18 @@ def test_every_call_has_a_request_id_of_its_own() -> None:
 
 
 def test_an_invalid_request_counts_as_no_rejection() -> None:
-    # What callers do wrong is in losswire_requests_total; rejections are what the server could not take.
-    async def main() -> float:
+    # Rejections are what the server could not take; what callers do wrong is counted apart.
+    async def main() -> tuple[float, float]:
         lobby = make_lobby()
 
         async def behaviour(_: Call) -> bytes:
-            raise InvalidRequestError(1, "message", "malformed", "a message")  # type: ignore[arg-type]
+            raise InvalidRequestError(ErrorReason.ERROR_REASON_MALFORMED_MESSAGE, "message", "malformed", "a message")
 
         await end(lobby, behaviour)
-        return float(sum(counter._value.get() for counter in lobby.metrics.rejected.values()))
+        rejected = float(sum(counter._value.get() for counter in lobby.metrics.rejected.values()))
+        return rejected, lobby.metrics.invalid["MALFORMED_MESSAGE"]._value.get()
 
-    assert asyncio.run(main()) == 0
+    assert asyncio.run(main()) == (0, 1)
 
 
 # The device is lost.

@@ -63,6 +63,8 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "watchdog_s": ("0.5", 0.5),
     "drain_wait_s": ("0", 0.0),
     "drain_grace_s": ("4.5", 4.5),
+    "otlp_endpoint": ("http://collector:4317", "http://collector:4317"),
+    "trace_ratio": ("0.25", 0.25),
     "log_format": ("console", "console"),
     "log_level": ("debug", "debug"),
     "ready_file": ("/d", Path("/d")),

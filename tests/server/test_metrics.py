@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -11,7 +14,24 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from losswire_server.metrics import BYTES, CODES, DEVICE_STAGES, JOBS, METHODS, REJECTIONS, SECONDS, STAGES, Metrics
+from losswire.v1 import DataType
+from losswire.v1.tensor_format import FLOATING, dtype_name
+from losswire_server.evaluation import Totals
+from losswire_server.metrics import (
+    BYTES,
+    CODES,
+    DEVICE_STAGES,
+    INVALID,
+    JOBS,
+    METHODS,
+    NONFINITE,
+    REJECTIONS,
+    SECONDS,
+    STAGES,
+    TRANSPORTS,
+    Metrics,
+)
+from losswire_server.plan import Plan
 
 
 def collect(metrics: Metrics) -> dict[str, Metric]:
@@ -93,3 +113,44 @@ def test_build_and_device_are_labels_of_constant_series(metrics: Metrics) -> Non
     for name, labels in (("losswire_build", {"version": "0.1.0"}), ("losswire_device", {"device": "cpu"})):
         [series] = samples(families[name])
         assert (series.labels, series.value) == (labels, 1.0)
+
+
+def plan_of(dtype: DataType, byte_count: int) -> Plan:
+    """A plan of which the metrics look at the logits alone."""
+    return cast(Plan, SimpleNamespace(logits=SimpleNamespace(dtype=dtype, byte_count=byte_count)))
+
+
+def evaluate(metrics: Metrics, loss_sum: float, dtype: DataType = DataType.DATA_TYPE_FLOAT16) -> None:
+    """Count an evaluation of 7 positions, 4 of which count."""
+    totals = Totals(None, loss_sum, 4.0, 4, 3)
+    metrics.evaluated([0.0] * len(STAGES), totals, plan_of(dtype, 28), "session")
+
+
+def test_an_evaluation_counts_its_bytes_by_transport_and_type(metrics: Metrics) -> None:
+    evaluate(metrics, 1.0)
+    evaluate(metrics, 1.0)
+    families = collect(metrics)["losswire_logits_bytes"]
+    values = {(each.labels["transport"], each.labels["dtype"]): each.value for each in samples(families)}
+    assert set(values) == {(transport, dtype_name(dtype)) for transport in TRANSPORTS for dtype in FLOATING}
+    assert {labels: value for labels, value in values.items() if value} == {("session", "float16"): 56.0}
+
+
+@pytest.mark.parametrize(("loss_sum", "kind"), [(math.nan, "nan"), (math.inf, "infinite"), (-math.inf, "infinite")])
+def test_a_loss_that_is_no_finite_number_is_counted(metrics: Metrics, loss_sum: float, kind: str) -> None:
+    evaluate(metrics, loss_sum)
+    evaluate(metrics, 1e300)
+    values = {each.labels["kind"]: each.value for each in samples(collect(metrics)["losswire_nonfinite_losses"])}
+    assert values == {**dict.fromkeys(NONFINITE, 0.0), kind: 1.0}
+
+
+def test_a_refusal_counts_once_and_a_failure_of_the_server_as_none(metrics: Metrics) -> None:
+    for reason in (*REJECTIONS, *INVALID, "INTERNAL", "OF_A_LATER_VERSION"):
+        metrics.refused(reason)
+    families = collect(metrics)
+    assert {each.value for each in samples(families["losswire_rejected"])} == {1.0}
+    assert {each.value for each in samples(families["losswire_invalid_requests"])} == {1.0}
+
+
+def test_a_page_of_metrics_takes_less_than_fifty_milliseconds(metrics: Metrics) -> None:
+    # Counted in series, not in time: 50 ms are 50 µs for each of a thousand, and one takes about 5.
+    assert sum(len(family.samples) for family in metrics.registry.collect()) < 1000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -12,7 +13,7 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from losswire_server.config import Config
-from losswire_server.tls import CertificateError, server_credentials
+from losswire_server.tls import CertificateError, certificate_expiries, server_credentials
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +93,23 @@ def test_a_key_that_wants_a_password_is_refused_and_not_waited_for_at_the_termin
     assert result.stderr.startswith("losswire-server: tls_certificate")
     assert "pass phrase" not in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_of_the_certificates_of_a_file_the_first_to_expire_counts(files: dict[str, Path], tmp_path: Path) -> None:
+    first, second = datetime(2031, 2, 3, tzinfo=UTC), datetime(2032, 2, 3, tzinfo=UTC)
+    certificates = [trustme.CA().issue_cert("localhost", not_after=moment) for moment in (second, first)]
+    chain = tmp_path / "chain.pem"
+    chain.write_bytes(b"".join(each.cert_chain_pems[0].bytes() for each in certificates))
+    expiries = certificate_expiries(config({**files, "chain": chain}, "chain", "key", "ca"))
+    assert expiries.keys() == {"tls_certificate", "tls_client_ca"}
+    assert expiries["tls_certificate"] == first.timestamp()
+
+
+def test_without_certificates_nothing_expires() -> None:
+    assert certificate_expiries(Config.model_validate({})) == {}
+
+
+@pytest.mark.parametrize("name", ["empty", "noise", "absent"])
+def test_a_file_without_a_certificate_is_refused(files: dict[str, Path], name: str) -> None:
+    with pytest.raises(CertificateError, match=rf"^tls_certificate .*{name} cannot be used: "):
+        certificate_expiries(config(files, name, "key"))

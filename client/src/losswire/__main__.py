@@ -10,7 +10,7 @@ def main() -> None:
     try:
         from losswire.commands import app
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in {"rich", "typer"}:
+        if (error.name or "").partition(".")[0] not in {"prometheus_client", "rich", "typer"}:
             raise
         sys.exit('losswire: the commands need more packages: pip install "losswire[cli]"')
     except KeyboardInterrupt:

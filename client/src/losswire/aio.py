@@ -21,6 +21,7 @@ from losswire.pipeline import Pipeline
 from losswire.results import CrossEntropyResult
 from losswire.retry import RetryPolicy
 from losswire.session_base import Question, Room, is_large
+from losswire.tracing import AsyncTracedTransport
 
 _Answer = TypeVar("_Answer")
 
@@ -43,8 +44,9 @@ class AsyncClient(ClientBase[AsyncSession]):
         retry: RetryPolicy | None = None,
         channels: int = 1,
         channel_options: Sequence[tuple[str, Any]] = (),
+        tracing: bool = False,
     ) -> None:
-        super().__init__(target, timeout_s, tls, token, retry, channels, channel_options)
+        super().__init__(target, timeout_s, tls, token, retry, channels, channel_options, tracing)
         self._transport = self._open_transport(channels)
 
     async def cross_entropy(
@@ -110,9 +112,13 @@ class AsyncClient(ClientBase[AsyncSession]):
         await self.close()
 
     def _open_transport(self, channels: int) -> AsyncTransport:
-        if self.target == LOCAL_TARGET:
-            return ThreadTransport(InProcessTransport(load_local_server()))
-        return AsyncGrpcTransport(self._endpoint, channels)
+        local = self.target == LOCAL_TARGET
+        carrier: AsyncTransport = (
+            ThreadTransport(InProcessTransport(load_local_server()))
+            if local
+            else AsyncGrpcTransport(self._endpoint, channels)
+        )
+        return carrier if self._tracing is None else AsyncTracedTransport(carrier, self._tracing)
 
     def _open_session(self, question: Question, room: Room) -> AsyncSession:
         return AsyncSession(question, Pipeline(self._transport.blocking()), room, self.target)

@@ -22,6 +22,7 @@ from losswire.session_base import (
     own_weight,
 )
 from losswire.tensors import host_tensor
+from losswire.tracing import ClientTracing
 
 DEFAULT_TIMEOUT_S: Final = 60.0
 
@@ -41,10 +42,12 @@ class ClientBase(ABC, Generic[_Session]):
         retry: RetryPolicy | None,
         channels: int,
         channel_options: Sequence[tuple[str, Any]],
+        tracing: bool,
     ) -> None:
         if channels < 1:
             raise InvalidArgumentError(f"channels is {channels}; expected at least 1", field="channels")
-        self._endpoint = Endpoint(target, tls, token, tuple(channel_options))
+        self._tracing = ClientTracing(target) if tracing else None
+        self._endpoint = Endpoint(target, tls, token, tuple(channel_options), self._tracing)
         self._timeout_s = timeout(timeout_s)
         self._policy = retry or RetryPolicy()
         self._budget = RetryBudget(self._policy)

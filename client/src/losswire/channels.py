@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
 from losswire.errors import InvalidArgumentError
 from losswire.v1.framing import MESSAGE_BYTES
+
+if TYPE_CHECKING:
+    from losswire.tracing import ClientTracing
 
 Pem = bytes | str | os.PathLike[str]
 
@@ -84,12 +87,14 @@ class Endpoint:
         tls: How to encrypt; True for a server that the system's certificates vouch for; None for plain text.
         token: Bearer token, or a function that returns the current one, called before every attempt.
         channel_options: gRPC's channel arguments, which replace ours of the same name.
+        tracing: Tells in which trace a call is; None where calls are not traced.
     """
 
     target: str
     tls: Tls | bool | None = None
     token: str | Callable[[], str] | None = field(default=None, repr=False)
     channel_options: Sequence[tuple[str, Any]] = ()
+    tracing: ClientTracing | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, str):
@@ -120,10 +125,11 @@ class Endpoint:
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What accompanies every call."""
+        trace = () if self.tracing is None else self.tracing.metadata()
         if self.token is None:
-            return ()
+            return trace
         token = self.token() if callable(self.token) else self.token
-        return (("authorization", f"Bearer {token}"),)
+        return (("authorization", f"Bearer {token}"), *trace)
 
 
 def is_loopback(target: str) -> bool:

@@ -19,6 +19,7 @@ from losswire.results import CrossEntropyResult
 from losswire.retry import RetryPolicy
 from losswire.session import Session
 from losswire.session_base import Question, Room
+from losswire.tracing import TracedTransport
 from losswire.transports import GrpcTransport, Transport, drain
 
 _Answer = TypeVar("_Answer")
@@ -43,9 +44,11 @@ class Client(ClientBase[Session]):
             single one is the bottleneck, and where several processes share the server's port: each connection lands
             on one of them by chance, so three times as many connections as processes reach nearly all.
         channel_options: gRPC's channel arguments, which replace ours of the same name.
+        tracing: Whether each attempt has an OpenTelemetry span, in the trace of the caller's current one, and takes its
+            context to the server. Needs `losswire[otel]`; the application's own SDK says where spans go.
 
     Raises:
-        InvalidArgumentError: if a value is out of range, or the token would travel readable.
+        InvalidArgumentError: if a value is out of range, the token would travel readable, or there is no OpenTelemetry.
         UnavailableError: if the target is "local:" and no installed package evaluates in this process.
     """
 
@@ -59,8 +62,9 @@ class Client(ClientBase[Session]):
         retry: RetryPolicy | None = None,
         channels: int = 1,
         channel_options: Sequence[tuple[str, Any]] = (),
+        tracing: bool = False,
     ) -> None:
-        super().__init__(target, timeout_s, tls, token, retry, channels, channel_options)
+        super().__init__(target, timeout_s, tls, token, retry, channels, channel_options, tracing)
         self._transport = self._open_transport(channels)
 
     def cross_entropy(
@@ -154,12 +158,15 @@ class Client(ClientBase[Session]):
         self.close()
 
     def _open_transport(self, channels: int) -> Transport:
-        if self.target == LOCAL_TARGET:
-            return InProcessTransport(load_local_server())
-        return GrpcTransport(self._endpoint, channels)
+        local = self.target == LOCAL_TARGET
+        carrier = InProcessTransport(load_local_server()) if local else GrpcTransport(self._endpoint, channels)
+        return carrier if self._tracing is None else TracedTransport(carrier, self._tracing)
 
     def _open_session(self, question: Question, room: Room) -> Session:
-        return Session(question, Pipeline(self._transport), room, self.target)
+        transport = self._transport
+        if isinstance(transport, TracedTransport):
+            transport = transport.here()
+        return Session(question, Pipeline(transport), room, self.target)
 
     def _run(self, call: Call[_Answer], timeout_s: float | None, policy: RetryPolicy | None = None) -> _Answer:
         attempts = self._attempts(timeout_s, policy)

@@ -25,8 +25,9 @@ from losswire_server.errors import (
     InternalError,
     ServiceError,
 )
-from losswire_server.metrics import Metrics
+from losswire_server.metrics import Exemplar, Metrics
 from losswire_server.tasks import Caller
+from losswire_server.tracing import CallTrace, Tracing
 from losswire_server.waits import Waits
 
 IDLE_RESOLUTION_S: Final = 1.0
@@ -43,6 +44,7 @@ class Lobby:
     """What all calls of a server share.
 
     Attributes:
+        tracing: Traces calls; None where that is off.
         draining: Set once the server takes no new evaluations.
         device_lost: Set, by any thread, once nothing can be evaluated any more. From then on no call succeeds.
         inflight: Number of calls in progress.
@@ -54,6 +56,7 @@ class Lobby:
     config: Config
     metrics: Metrics
     budget: ByteBudget
+    tracing: Tracing | None = None
     draining: bool = False
     device_lost: bool = False
     inflight: int = 0
@@ -86,6 +89,7 @@ class Call:
         caller: Who waits for it, and until when.
         reservation: The bytes that it holds.
         began_at: When the current evaluation began: the call arrived, or its first frame after another one came.
+        trace: Its span; None where it is not traced.
     """
 
     def __init__(self, lobby: Lobby, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
@@ -94,10 +98,16 @@ class Call:
         self.caller = Caller(self._deadline(lobby.config, context))
         self.reservation = Reservation(lobby.budget, 0)
         self.began_at = time.monotonic()
+        self.trace: CallTrace | None = None
         self._admit_s = 0.0
         self._context = context
         self._metrics = lobby.metrics
         self._arrived_at = self.began_at
+
+    @property
+    def exemplar(self) -> Exemplar | None:
+        """What leads from a metric to the call's trace; None where it has none."""
+        return None if self.trace is None else self.trace.exemplar
 
     @staticmethod
     def _deadline(config: Config, context: grpc.aio.ServicerContext[Any, Any]) -> float:
@@ -213,6 +223,9 @@ class Call:
         lobby = self.lobby
         lobby.inflight += 1
         try:
+            if lobby.tracing is not None:
+                metadata = self._context.invocation_metadata()
+                self.trace = lobby.tracing.begin(self.method, metadata, self._arrived_at)
             return await self._work(behaviour)
         except ServiceError as error:
             code = error.code
@@ -230,8 +243,11 @@ class Call:
             self.caller.gone = True
             self.reservation.let_go()
             lobby.inflight -= 1
+            if self.trace is not None:
+                self.trace.end(code, self.caller.request_id if code is grpc.StatusCode.INTERNAL else None)
+            duration_s = time.monotonic() - self._arrived_at
             metrics = self._metrics
-            metrics.ledger.note(metrics.call_ended, self.method, code.name, time.monotonic() - self._arrived_at)
+            metrics.ledger.note(metrics.call_ended, self.method, code.name, duration_s, self.exemplar)
 
     async def _work(self, behaviour: Callable[[Call], Awaitable[bytes | None]]) -> bytes | None:
         lobby, task = self.lobby, asyncio.current_task()
@@ -251,8 +267,7 @@ class Call:
             lobby.working.discard(task)
 
     async def _abort(self, error: ServiceError) -> NoReturn:
-        if rejected := self.lobby.metrics.rejected.get(error.reason_name):
-            rejected.inc()
+        self._metrics.refused(error.reason_name)
         try:
             async with asyncio.timeout(ABORT_TIMEOUT_S):
                 await self._context.abort(error.code, error.details, error.trailing_metadata)

@@ -120,6 +120,15 @@ class Config(BaseSettings):
     drain_wait_s: float = Field(1.0, ge=0, description="Seconds from not-serving to closing, for balancers to notice.")
     drain_grace_s: float = Field(30.0, ge=0, description="Seconds for calls in flight to finish after that.")
 
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^/\s]+$",
+        description="Where traces go, as OTLP over gRPC, such as http://localhost:4317; without it none are made.",
+    )
+    trace_ratio: float = Field(
+        1.0, ge=0, le=1, description="Share of calls that are traced, of those whose caller has not decided."
+    )
+
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="auto: console on a terminal, else json."
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 from prometheus_client import (
@@ -23,18 +23,38 @@ from prometheus_client import (
     ProcessCollector,
 )
 
+from losswire.v1 import ErrorReason
+from losswire.v1.tensor_format import FLOATING, dtype_name
 from losswire_server.ledger import Ledger
+
+if TYPE_CHECKING:
+    from losswire_server.evaluation import Totals
+    from losswire_server.plan import Plan
+
+Exemplar = Mapping[str, str]
+"""Labels that lead from one observation to what it was made of, such as a trace id."""
 
 METHODS: Final = ("Evaluate", "EvaluateStream", "PutTensor", "GetInfo")
 CODES: Final = tuple(code.name for code in grpc.StatusCode)
 STAGES: Final = ("admit", "receive", "queue", "compute", "reply")
 DEVICE_STAGES: Final = ("h2d", "kernel", "d2h")
+TRANSPORTS: Final = ("message", "session", "stream")
+"""How tensors come: as one message of a call, as one message of a stream that carries many, or in chunks."""
+
 REJECTIONS: Final = (
     *("OVERLOADED", "DRAINING", "TOO_LARGE", "DEADLINE_PASSED", "BODY_TIMEOUT"),
     *("OUT_OF_MEMORY", "DEVICE_LOST"),
 )
+"""Reasons why the server could not take a request."""
+
+_REASONS: Final = tuple(name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys())  # noqa: SIM118 - no mapping
+
+INVALID: Final = tuple(sorted({*_REASONS} - {*REJECTIONS, "UNSPECIFIED", "INTERNAL"}))
+"""Reasons why a request cannot be answered: what its caller did wrong, or has to send as well."""
+
 OUT_OF_MEMORY: Final = ("split", "refused")
 DEVICE_LOST: Final = ("error", "hang")
+NONFINITE: Final = ("nan", "infinite")
 
 # 50 µs to 60 s, each bound about 1.8 times the one before.
 SECONDS: Final = (
@@ -96,11 +116,39 @@ class Metrics:
         )
         self.counted_positions = positions.labels("counted")
         self.ignored_positions = positions.labels("ignored")
+        logits = Counter(
+            "losswire_logits_bytes",
+            "Bytes of logits evaluated, by how they came and by element type.",
+            ["transport", "dtype"],
+            registry=registry,
+        )
+        self.logits_bytes = {
+            (transport, dtype): logits.labels(transport, dtype_name(dtype))
+            for transport in TRANSPORTS
+            for dtype in FLOATING
+        }
+        nonfinite = Counter(
+            "losswire_nonfinite_losses",
+            "Evaluations whose losses have a sum that is no finite number, by what it is.",
+            ["kind"],
+            registry=registry,
+        )
+        self.nonfinite_losses = {kind: nonfinite.labels(kind) for kind in NONFINITE}
         rejected = Counter("losswire_rejected", "Calls refused or cut off, by reason.", ["reason"], registry=registry)
         self.rejected = {reason: rejected.labels(reason.lower()) for reason in REJECTIONS}
+        invalid = Counter(
+            "losswire_invalid_requests",
+            "Calls whose request is wrong or incomplete, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.invalid = {reason: invalid.labels(reason.lower()) for reason in INVALID}
         self.inflight_requests = Gauge("losswire_inflight_requests", "Calls in progress.", registry=registry)
         self.inflight_bytes = Gauge(
             "losswire_inflight_bytes", "Bytes reserved by calls in progress.", registry=registry
+        )
+        self.max_inflight_bytes = Gauge(
+            "losswire_max_inflight_bytes", "Bytes that calls in progress may reserve.", registry=registry
         )
         self.waiting_requests = Gauge("losswire_waiting_requests", "Calls that wait for admission.", registry=registry)
         self.queue_depth = Gauge("losswire_queue_depth", "Jobs that wait for the engine.", registry=registry)
@@ -134,22 +182,38 @@ class Metrics:
             ["kind"],
             registry=registry,
         )
+        self.loop_delay = Histogram(
+            "losswire_loop_delay_seconds",
+            "Time by which the event loop is late, looked at several times a second.",
+            buckets=SECONDS,
+            registry=registry,
+        )
         self.stored_bytes = Gauge("losswire_stored_bytes", "Bytes of class weights kept by digest.", registry=registry)
         self.ready = Gauge(
             "losswire_ready", "1 while the server accepts work, 0 before and while draining.", registry=registry
         )
 
-    def call_ended(self, method: str, code: str, duration_s: float) -> None:
+    def call_ended(self, method: str, code: str, duration_s: float, exemplar: Exemplar | None = None) -> None:
         """Count a call by its status."""
         self.requests[method, code].inc()
-        self.request_duration[method].observe(duration_s)
+        self.request_duration[method].observe(duration_s, exemplar)  # type: ignore[arg-type]
 
-    def evaluated(self, stage_s: Sequence[float], counted: int, ignored: int) -> None:
-        """Count an evaluation: the seconds of its `STAGES`, and its positions."""
+    def refused(self, reason: str) -> None:
+        """Count a call that was refused, by its `ErrorReason`."""
+        if counter := self.rejected.get(reason) or self.invalid.get(reason):
+            counter.inc()
+
+    def evaluated(
+        self, stage_s: Sequence[float], totals: Totals, plan: Plan, transport: str, exemplar: Exemplar | None = None
+    ) -> None:
+        """Count an evaluation: the seconds of its `STAGES`, what came, by which of `TRANSPORTS`, and the result."""
         for histogram, seconds in zip(self.stage_duration.values(), stage_s, strict=True):
-            histogram.observe(seconds)
-        self.counted_positions.inc(counted)
-        self.ignored_positions.inc(ignored)
+            histogram.observe(seconds, exemplar)  # type: ignore[arg-type]
+        self.counted_positions.inc(totals.counted)
+        self.ignored_positions.inc(totals.ignored)
+        self.logits_bytes[transport, plan.logits.dtype].inc(plan.logits.byte_count)
+        if not math.isfinite(totals.loss_sum):
+            self.nonfinite_losses["nan" if math.isnan(totals.loss_sum) else "infinite"].inc()
 
     def batch_evaluated(self, jobs: int, byte_count: int, stage_s: Mapping[str, float]) -> None:
         """Count jobs that were evaluated together: the seconds of those `DEVICE_STAGES` that the backend tells."""
@@ -174,3 +238,14 @@ class Metrics:
         """Export what runs, and on what, as the labels of two constant series."""
         Info("losswire_build", "Versions of the server and of what it runs on.", registry=self.registry).info(build)
         Info("losswire_device", "Where losses are evaluated.", registry=self.registry).info(device)
+
+    def certificates_expire(self, moments: Mapping[str, float]) -> None:
+        """Export when the earliest certificate of each file expires, in seconds of the Unix epoch, by setting."""
+        expiry = Gauge(
+            "losswire_certificate_expiry_timestamp_seconds",
+            "Moment at which the first certificate of a file expires, by the setting that names the file.",
+            ["setting"],
+            registry=self.registry,
+        )
+        for setting, moment in moments.items():
+            expiry.labels(setting).set(moment)

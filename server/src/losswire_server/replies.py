@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from losswire.v1 import (
 )
 from losswire.v1.framing import MESSAGE_PAYLOAD_BYTES, double_key, encode_varint, field_head, varint_head
 from losswire_server.evaluation import Evaluation, Totals
+from losswire_server.metrics import STAGES
 from losswire_server.plan import Plan, output_number
 
 MIN_CHUNK_BYTES: Final = 64 * 1024
@@ -63,6 +65,11 @@ class StageSeconds:
     def by_stage(self) -> tuple[float, ...]:
         """All of them, in the order of `metrics.STAGES`."""
         return self.admit, self.receive, self.queue, self.compute, self.reply
+
+    def in_a_row(self, began_at: float) -> dict[str, tuple[float, float]]:
+        """When each began and ended, where one followed the other."""
+        ends = list(itertools.accumulate(self.by_stage(), initial=began_at))
+        return dict(zip(STAGES, itertools.pairwise(ends), strict=True))
 
 
 def output_bytes(plan: Plan) -> int:

@@ -10,6 +10,7 @@ from losswire_server.engine import Engine
 from losswire_server.evaluation import Evaluation, Totals
 from losswire_server.replies import StageSeconds
 from losswire_server.tasks import Task
+from losswire_server.tracing import Evaluated, Moments
 
 
 class Run:
@@ -29,7 +30,8 @@ class Run:
         self.evaluation = evaluation
         self.seconds = StageSeconds()
         self._engine = engine
-        self._received_at = self._finished_at = call.began_at
+        self._received_at = self._started_at = self._finished_at = call.began_at
+        self._queued = call.began_at, call.began_at
         self.outstanding = self._outstanding_bytes = 0
         self._failure: Exception | None = None
         self._settled: asyncio.Future[None] | None = None
@@ -66,18 +68,40 @@ class Run:
         if self._failure is not None:
             raise self._failure
 
-    def observe(self, totals: Totals) -> None:
-        """Export where the time went, and what was evaluated; once, when the reply is ready."""
-        metrics = self.call.lobby.metrics
-        self.seconds.reply = time.monotonic() - max(self._received_at, self._finished_at)
-        metrics.ledger.note(metrics.evaluated, self.seconds.by_stage(), totals.counted, totals.ignored)
+    def observe(self, transport: str, totals: Totals) -> None:
+        """Export where the time went, and what was evaluated; once, when the reply is ready.
+
+        Args:
+            transport: How the tensors came, one of `metrics.TRANSPORTS`.
+            totals: The result.
+        """
+        metrics, trace, plan = self.call.lobby.metrics, self.call.trace, self.evaluation.plan
+        replied_at = time.monotonic()
+        self.seconds.reply = replied_at - max(self._received_at, self._finished_at)
+        metrics.ledger.note(metrics.evaluated, self.seconds.by_stage(), totals, plan, transport, self.call.exemplar)
+        if trace is not None:
+            trace.evaluated(Evaluated(transport, plan, totals, self._moments(replied_at)))
+
+    def _moments(self, replied_at: float) -> Moments:
+        """When the stages began and ended. Those of a stream overlap; of waits for the engine the longest counts."""
+        admitted_at = self.call.began_at + self.seconds.admit
+        return {
+            "admit": (self.call.began_at, admitted_at),
+            "receive": (admitted_at, self._received_at),
+            "queue": self._queued,
+            "compute": (self._started_at, self._finished_at),
+            "reply": (max(self._received_at, self._finished_at), replied_at),
+        }
 
     def _done(self, task: Task) -> None:
         self.call.reservation.let_go()
         self.outstanding -= 1
         self._outstanding_bytes -= task.byte_count
+        if not self.seconds.compute:
+            self._started_at = task.started_at
         self._finished_at = task.finished_at
-        self.seconds.queue = max(self.seconds.queue, task.started_at - task.queued_at)
+        if (wait_s := task.started_at - task.queued_at) > self.seconds.queue:
+            self.seconds.queue, self._queued = wait_s, (task.queued_at, task.started_at)
         self.seconds.compute += task.compute_s
         if self._failure is None:
             self._absorb(task)

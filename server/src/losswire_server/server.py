@@ -23,12 +23,14 @@ from losswire_server.engine import Engine
 from losswire_server.expected import parse_shapes
 from losswire_server.health import SERVICE
 from losswire_server.info import server_info
+from losswire_server.loop_delay import LoopDelay
 from losswire_server.losses.cross_entropy import open_backend
 from losswire_server.losses.warm_up import ALWAYS, warm_up
 from losswire_server.metrics import Metrics
 from losswire_server.ports import StartError, with_port
 from losswire_server.servicer import Servicer
-from losswire_server.tls import server_credentials
+from losswire_server.tls import certificate_expiries, server_credentials
+from losswire_server.tracing import open_tracing
 from losswire_server.weights import WeightStore
 
 _OPTIONS: Final = (
@@ -71,6 +73,7 @@ class Server:
         CertificateError: if a certificate cannot be used.
         DeviceError: if the device is not there.
         BackendMissingError: if the backend is not.
+        TracingError: if traces are asked for and their packages are not.
     """
 
     def __init__(self, config: Config, share_port: bool = False) -> None:
@@ -84,15 +87,18 @@ class Server:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = prometheus_client.CollectorRegistry()
         self._metrics = Metrics(self.registry)
+        self._tracing = open_tracing(config)
         self._lobby = Lobby(
             config,
             self._metrics,
             ByteBudget(config.max_inflight_bytes, config.max_waiting_calls, config.max_wait_s),
+            self._tracing,
         )
         self._weights = WeightStore(config.max_stored_bytes)
         self._loop = asyncio.get_running_loop()
         self._tell: Callable[[DeviceLoss], None] = lambda loss: None
         self._engine = Engine(backend, self._metrics, self._loop, config.watchdog_s, self._device_lost)
+        self._loop_delay = LoopDelay(self._loop, self._metrics.loop_delay.observe)
         self._server = self._open_data_server(share_port)
         self.address = self._bind_data()
         self._describe()
@@ -113,6 +119,7 @@ class Server:
         await asyncio.to_thread(warm_up, self._backend, shapes)
         self._tell = on_device_lost
         self._engine.start()
+        self._loop_delay.start()
         await self._server.start()
         self._metrics.ready.set(1)
 
@@ -144,6 +151,9 @@ class Server:
         await stopping
         if not self._lobby.device_lost:
             await asyncio.to_thread(self._engine.stop)
+        self._loop_delay.stop()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.stop)
         if self._lobby.device_lost:
             raise DeviceFailedError
 
@@ -181,6 +191,7 @@ class Server:
         metrics, budget = self._metrics, self._lobby.budget
         metrics.inflight_requests.set_function(lambda: self._lobby.inflight)
         metrics.inflight_bytes.set_function(lambda: budget.used_bytes)
+        metrics.max_inflight_bytes.set(budget.capacity_bytes)
         metrics.waiting_requests.set_function(lambda: budget.waiting)
         metrics.stored_bytes.set_function(lambda: self._weights.used_bytes)
         if self._device.type != "cpu":
@@ -189,3 +200,5 @@ class Server:
             build={"version": self.info.version, "torch": self.info.torch_version, "grpc": grpc.__version__},
             device={"device": self.info.device, "name": self.info.device_name, "backend": self.info.backend},
         )
+        if moments := certificate_expiries(self.config):
+            metrics.certificates_expire(moments)

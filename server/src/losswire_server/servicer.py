@@ -26,6 +26,7 @@ from losswire_server.plan import Plan
 from losswire_server.replies import StageSeconds
 from losswire_server.requests import Kind, KnownRequests
 from losswire_server.run import Run
+from losswire_server.tracing import Evaluated
 from losswire_server.validation import check_request, check_stored_tensor
 from losswire_server.weights import WeightStore
 from losswire_server.whole import WholeEvaluation
@@ -73,14 +74,14 @@ class Servicer:
         kind = self._known.find(message)
         if kind is not None and (result := self._evaluate_in_place(call, kind, message)) is not None:
             reply = replies.short_response(*result)
-            self._observe(*result)
+            self._observe(call, "message", kind.plan, *result)
             return reply
         request = kind.request(message) if kind else self._known.learn(message, decode_request(memoryview(message)))
         self._check_reply_fits(request.plan)
         run = Run(call, self._engine, WholeEvaluation(request, self._weights))
         totals = await self._finish(run)
         reply = replies.response(run.evaluation, totals, run.seconds)
-        run.observe(totals)
+        run.observe("message", totals)
         return reply
 
     def _evaluate_in_place(self, call: Call, kind: Kind, message: bytes) -> tuple[Totals, StageSeconds] | None:
@@ -98,9 +99,12 @@ class Servicer:
         seconds = StageSeconds(admit_s, received_at - call.began_at - admit_s, compute=time.monotonic() - received_at)
         return totals_of(kind.plan, sums), seconds
 
-    def _observe(self, totals: Totals, seconds: StageSeconds) -> None:
+    def _observe(self, call: Call, transport: str, plan: Plan, totals: Totals, seconds: StageSeconds) -> None:
+        """Export what was evaluated in place."""
         metrics = self._lobby.metrics
-        metrics.ledger.note(metrics.evaluated, seconds.by_stage(), totals.counted, totals.ignored)
+        metrics.ledger.note(metrics.evaluated, seconds.by_stage(), totals, plan, transport, call.exemplar)
+        if call.trace is not None:
+            call.trace.evaluated(Evaluated(transport, plan, totals, seconds.in_a_row(call.began_at)))
 
     async def _evaluate_stream(self, call: Call) -> None:
         message = await call.receive()
@@ -112,8 +116,9 @@ class Servicer:
         call.begin_evaluation()
         kind = self._known_frames.find(message)
         if kind is not None and (result := self._evaluate_in_place(call, kind, message)) is not None:
+            # Before the reply: a caller that has it may end the stream, and with it this, at once.
+            self._observe(call, "session", kind.plan, *result)
             await call.send(replies.result_frame(*result))
-            self._observe(*result)
             return
         if (evaluation := self._begin(kind, message)) is None:
             return
@@ -125,7 +130,7 @@ class Servicer:
         totals = await self._finish(run)
         for reply in (*outputs.ready(at_end=True), replies.result_frame(totals, run.seconds)):
             await call.send(reply)
-        run.observe(totals)
+        run.observe("stream" if isinstance(evaluation, FramedEvaluation) else "session", totals)
 
     def _begin(self, kind: Kind | None, message: bytes) -> Evaluation | None:
         """The evaluation that the first frame of a stream begins; None for an empty chunk, which may stand anywhere."""

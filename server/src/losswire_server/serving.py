@@ -17,8 +17,16 @@ from losswire_server.server import Server
 from losswire_server.signals import stop_signals
 from losswire_server.summary import Addresses, announce
 from losswire_server.tls import CertificateError
+from losswire_server.tracing import TracingError
 
-START_ERRORS: Final = (StartError, CertificateError, DeviceError, BackendMissingError, WarmUpError)
+START_ERRORS: Final = (
+    StartError,
+    CertificateError,
+    DeviceError,
+    BackendMissingError,
+    WarmUpError,
+    TracingError,
+)
 """What is raised when a server cannot start, each with one line for a person."""
 
 _log = structlog.get_logger()

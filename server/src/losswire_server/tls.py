@@ -6,6 +6,7 @@ import ssl
 from pathlib import Path
 
 import grpc
+from cryptography import x509
 
 from losswire_server.config import Config
 
@@ -40,6 +41,24 @@ def server_credentials(config: Config) -> grpc.ServerCredentials | None:
         root_certificates=_read(client_ca),
         require_client_auth=client_ca is not None,
     )
+
+
+def certificate_expiries(config: Config) -> dict[str, float]:
+    """When the first certificate of each configured file expires, in seconds of the Unix epoch, by setting.
+
+    Raises:
+        CertificateError: if a file holds no certificate.
+    """
+    paths = {"tls_certificate": config.tls_certificate, "tls_client_ca": config.tls_client_ca}
+    return {setting: _first_expiry(setting, path) for setting, path in paths.items() if path is not None}
+
+
+def _first_expiry(setting: str, path: Path) -> float:
+    try:
+        certificates = x509.load_pem_x509_certificates(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CertificateError(f"{setting} {path} cannot be used: {error}") from error
+    return min(certificate.not_valid_after_utc.timestamp() for certificate in certificates)
 
 
 def _read(path: Path | None) -> bytes | None:

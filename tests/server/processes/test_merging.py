@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
@@ -47,6 +48,26 @@ def test_counters_and_gauges_are_summed(processes: list[Metrics]) -> None:
     assert merged.get_sample_value("losswire_positions_total", {"kind": "counted"}) == 7
     assert merged.get_sample_value("losswire_positions_total", {"kind": "ignored"}) == 0
     assert merged.get_sample_value("losswire_queue_depth") == 7
+
+
+def test_of_moments_the_first_counts(processes: list[Metrics]) -> None:
+    for metrics, moment in zip(processes, (2e9, 1.9e9), strict=True):
+        metrics.certificates_expire({"tls_certificate": moment})
+    merged = merge(MetricsMerger(), *processes)
+    name = "losswire_certificate_expiry_timestamp_seconds"
+    assert merged.get_sample_value(name, {"setting": "tls_certificate"}) == 1.9e9
+
+
+def test_of_the_exemplars_of_a_series_the_latest_is_shown(processes: list[Metrics]) -> None:
+    first, second = processes
+    for metrics, trace_id in ((second, "older"), (first, "newer")):
+        metrics.call_ended("Evaluate", "OK", 1e-5, {"trace_id": trace_id})
+    merger = MetricsMerger()
+    merger.retire("2", told(second))
+    page = openmetrics(merge(merger, first, second)).decode()  # type: ignore[no-untyped-call]
+    [line] = [line for line in page.splitlines() if "trace_id" in line]
+    assert line.startswith('losswire_request_duration_seconds_bucket{le="5e-05",method="Evaluate"} 3.0 # ')
+    assert '{trace_id="newer"} 1e-05' in line
 
 
 def test_histograms_are_summed_bucket_by_bucket(processes: list[Metrics]) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from losswire.channels import Tls
-from losswire.commands import bench, evaluate, explain, info, ping
+from losswire.commands import bench, evaluate, explain, info, ping, top
 from losswire.commands.console import CommandGroup, out
 
 __all__ = ["app"]
@@ -21,6 +21,7 @@ app.command()(bench.bench)
 app.command()(explain.explain)
 app.command()(info.info)
 app.command()(ping.ping)
+app.command()(top.top)
 
 
 def _print_version(wanted: bool) -> None:

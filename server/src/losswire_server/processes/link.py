@@ -8,7 +8,7 @@ more before it ends.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
@@ -21,6 +21,9 @@ ASK: Final = b"metrics\n"
 Sample = tuple[str, dict[str, str], float]
 """Name, labels and value of one series."""
 
+Marked = tuple[str, dict[str, str], tuple[dict[str, str], float, float]]
+"""Name and labels of one series, and its exemplar: labels, value and moment."""
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -30,6 +33,7 @@ class Family:
     documentation: str
     type: str
     samples: list[Sample]
+    exemplars: list[Marked] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,17 @@ class Report:
 def collect(registry: CollectorRegistry) -> list[Family]:
     """The instruments of a registry as they stand."""
     return [
-        Family(each.name, each.documentation, each.type, [(s.name, s.labels, s.value) for s in each.samples])
+        Family(
+            each.name,
+            each.documentation,
+            each.type,
+            [(s.name, s.labels, s.value) for s in each.samples],
+            [
+                (s.name, s.labels, (e.labels, e.value, float(e.timestamp or 0)))
+                for s in each.samples
+                if (e := s.exemplar)
+            ],
+        )
         for each in registry.collect()
     ]
 

@@ -1,18 +1,20 @@
 """The metrics of several processes as those of one server.
 
 Counters and histograms are summed, and what a process had counted stays when it ends: no counter goes back because a
-process was replaced. Gauges are summed over the processes that live. What describes rather than counts (`…_info`) is
-the same in all. `process_…` says which process in a label of that name.
+process was replaced. Gauges are summed over the processes that live, but for moments (`…_timestamp_seconds`), of
+which the first counts. What describes rather than counts (`…_info`) is the same in all. `process_…` says which process
+in a label of that name. Of the exemplars of a series the latest is shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import add
 from typing import Final
 
 from prometheus_client.metrics_core import Metric
+from prometheus_client.samples import Exemplar
 
 from losswire_server.processes.link import Family
 
@@ -30,6 +32,7 @@ class _Merged:
     documentation: str
     type: str
     values: dict[Series, float] = field(default_factory=dict)
+    exemplars: dict[Series, Exemplar] = field(default_factory=dict)
 
 
 class MetricsMerger:
@@ -49,7 +52,10 @@ class MetricsMerger:
             living: Those of each process that lives, by its name.
             own: Those of the supervisor.
         """
-        merged = {name: _Merged(each.documentation, each.type, dict(each.values)) for name, each in self._ended.items()}
+        merged = {
+            name: replace(each, values=dict(each.values), exemplars=dict(each.exemplars))
+            for name, each in self._ended.items()
+        }
         for process, families in living.items():
             _merge(merged, process, (each for each in families if each.name not in _SUPERVISED))
         _merge(merged, "supervisor", own)
@@ -64,14 +70,23 @@ def _merge(merged: dict[str, _Merged], process: str, families: Iterable[Family])
         for name, labels, value in family.samples:
             series = name, tuple({**own_label, **labels}.items())
             into.values[series] = combine(into.values[series], value) if series in into.values else value
+        for name, labels, told in family.exemplars:
+            series, exemplar = (name, tuple(labels.items())), Exemplar(*told)
+            into.exemplars[series] = max(into.exemplars.get(series, exemplar), exemplar, key=_moment)
 
 
 def _rule(family: Family) -> Callable[[float, float], float]:
+    if family.name.endswith("_timestamp_seconds"):
+        return min
     return max if family.type == "info" or family.name.endswith("_info") else add
 
 
 def _metric(name: str, merged: _Merged) -> Metric:
     metric = Metric(name, merged.documentation, merged.type)
     for (sample, labels), value in merged.values.items():
-        metric.add_sample(sample, dict(labels), value)
+        metric.add_sample(sample, dict(labels), value, exemplar=merged.exemplars.get((sample, labels)))
     return metric
+
+
+def _moment(exemplar: Exemplar) -> float:
+    return float(exemplar.timestamp or 0)
