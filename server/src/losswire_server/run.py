@@ -9,6 +9,7 @@ from losswire_server.call import Call
 from losswire_server.engine import Engine
 from losswire_server.evaluation import Evaluation, Totals
 from losswire_server.replies import StageSeconds
+from losswire_server.tally import Tally
 from losswire_server.tasks import Task
 
 
@@ -34,6 +35,7 @@ class Run:
         self._failure: Exception | None = None
         self._settled: asyncio.Future[None] | None = None
         self._at_most = 0
+        self._tally = Tally() if evaluation.plan.run is not None else None
 
     @property
     def held_bytes(self) -> int:
@@ -71,6 +73,8 @@ class Run:
         metrics = self.call.lobby.metrics
         self.seconds.reply = time.monotonic() - max(self._received_at, self._finished_at)
         metrics.ledger.note(metrics.evaluated, self.seconds.by_stage(), totals.counted, totals.ignored)
+        if self._tally is not None:
+            metrics.ledger.note(metrics.runs.add, self.evaluation.plan.run, self._tally.sums(totals))
 
     def _done(self, task: Task) -> None:
         self.call.reservation.let_go()
@@ -90,5 +94,7 @@ class Run:
         elif task.outcome is not None:
             try:
                 self.evaluation.absorb(task.outcome)
+                if self._tally is not None:
+                    self._tally.add(task.outcome)
             except Exception as error:  # Else the call would wait for its jobs until its deadline.
                 self._failure = error

@@ -25,6 +25,7 @@ from losswire_server.info import server_info
 from losswire_server.losses.cross_entropy import open_backend
 from losswire_server.metrics import Metrics
 from losswire_server.ports import StartError, with_port
+from losswire_server.run_counters import RunCounters
 from losswire_server.servicer import Servicer
 from losswire_server.tls import server_credentials
 from losswire_server.weights import WeightStore
@@ -81,7 +82,7 @@ class Server:
         # When each series began is of no use to anyone here, and doubles the page.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = prometheus_client.CollectorRegistry()
-        self._metrics = Metrics(self.registry)
+        self._metrics = Metrics(self.registry, RunCounters(config.runs, config.max_runs))
         self._lobby = Lobby(
             config,
             self._metrics,

@@ -20,12 +20,13 @@ from losswire_server.engine import Engine
 from losswire_server.errors import TooLargeError
 from losswire_server.evaluation import Evaluation, Totals, totals_of
 from losswire_server.framed import FramedEvaluation
-from losswire_server.frames import decode_chunk, decode_first_frame, decode_put_tensor, decode_request
+from losswire_server.frames import Request, decode_chunk, decode_first_frame, decode_put_tensor, decode_request
 from losswire_server.health import SERVICE
 from losswire_server.plan import Plan
 from losswire_server.replies import StageSeconds
-from losswire_server.requests import Kind, KnownRequests
+from losswire_server.requests import Kind, KnownRequests, WholeRequest
 from losswire_server.run import Run
+from losswire_server.run_counters import RunSums, is_countable
 from losswire_server.validation import check_request, check_stored_tensor
 from losswire_server.weights import WeightStore
 from losswire_server.whole import WholeEvaluation
@@ -73,9 +74,12 @@ class Servicer:
         kind = self._known.find(message)
         if kind is not None and (result := self._evaluate_in_place(call, kind, message)) is not None:
             reply = replies.short_response(*result)
-            self._observe(*result)
+            self._observe(kind.plan, *result)
             return reply
-        request = kind.request(message) if kind else self._known.learn(message, decode_request(memoryview(message)))
+        if kind is not None:
+            request = kind.request(message)
+        else:
+            request = self._learn(self._known, message, decode_request(memoryview(message)))
         self._check_reply_fits(request.plan)
         run = Run(call, self._engine, WholeEvaluation(request, self._weights))
         totals = await self._finish(run)
@@ -92,15 +96,23 @@ class Servicer:
             sums = kind.in_place(message)
         except MemoryError:  # There may be enough when it is its turn.
             return None
-        if sums is None:
+        if sums is None or (kind.plan.run is not None and not is_countable(sums.loss_sum, sums.weight_sum)):
             return None
         admit_s = call.take_admit_s()
         seconds = StageSeconds(admit_s, received_at - call.began_at - admit_s, compute=time.monotonic() - received_at)
         return totals_of(kind.plan, sums), seconds
 
-    def _observe(self, totals: Totals, seconds: StageSeconds) -> None:
+    def _observe(self, plan: Plan, totals: Totals, seconds: StageSeconds) -> None:
         metrics = self._lobby.metrics
         metrics.ledger.note(metrics.evaluated, seconds.by_stage(), totals.counted, totals.ignored)
+        if plan.run is not None:
+            sums = RunSums(totals.loss_sum, totals.weight_sum, totals.counted, totals.ignored)
+            metrics.ledger.note(metrics.runs.add, plan.run, sums)
+
+    def _learn(self, known: KnownRequests, message: bytes, request: Request) -> WholeRequest:
+        # Before its kind is remembered, for then it is not checked again.
+        self._lobby.metrics.runs.check(request.run)
+        return known.learn(message, request)
 
     async def _evaluate_stream(self, call: Call) -> None:
         message = await call.receive()
@@ -113,7 +125,7 @@ class Servicer:
         kind = self._known_frames.find(message)
         if kind is not None and (result := self._evaluate_in_place(call, kind, message)) is not None:
             await call.send(replies.result_frame(*result))
-            self._observe(*result)
+            self._observe(kind.plan, *result)
             return
         if (evaluation := self._begin(kind, message)) is None:
             return
@@ -135,7 +147,8 @@ class Servicer:
         if request is None:
             return None
         if request.is_whole:
-            return WholeEvaluation(self._known_frames.learn(message, request), self._weights)
+            return WholeEvaluation(self._learn(self._known_frames, message, request), self._weights)
+        self._lobby.metrics.runs.check(request.run)
         return FramedEvaluation(check_request(request), self._weights, self._lobby.config.max_evaluation_bytes)
 
     async def _finish(self, run: Run) -> Totals:
