@@ -33,6 +33,7 @@ from losswire.errors import (
     UnimplementedError,
 )
 from losswire.info import Limits, ServerInfo
+from losswire.loops import gather, prefetch
 from losswire.results import CrossEntropyResult, Timings, merge
 from losswire.retry import RetryPolicy
 from losswire.session import Session
@@ -67,7 +68,9 @@ __all__ = [
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
+    "gather",
     "merge",
+    "prefetch",
 ]
 
 
