@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PLOTTING := $(VENV)/.installed-bench
+RAY := $(VENV)/.installed-ray
 BUF := .cache/buf/node_modules/.bin/buf
 
 MESSAGES := $(wildcard proto/losswire/v1/*.proto)
@@ -20,7 +21,7 @@ SHELL_FILES := .ci/run $(wildcard deploy/*/*.sh)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install proto check fix test demo serve bench bench-kernels bench-peers bench-full clean
+.PHONY: help install proto check fix test test-ray demo serve bench bench-kernels bench-peers bench-full clean
 .PHONY: check-python check-types check-proto check-generated check-shell fresh
 
 help: ## Print this list
@@ -42,6 +43,9 @@ fix: $(INSTALLED) proto ## Repair what the checks find, where a tool can
 
 test: $(INSTALLED) ## Run the tests; ARGS='-k stream' passes options to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+test-ray: $(RAY) ## Run the tests that need Ray, which this installs: 300 MB
+	$(BIN)/python -m pytest tests/client/test_ray.py $(ARGS)
 
 demo: $(INSTALLED) ## Start a server, send it batches and compare the losses with PyTorch's
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -100,6 +104,10 @@ $(INSTALLED): pyproject.toml client/pyproject.toml server/pyproject.toml $(KERNE
 
 $(PLOTTING): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --group bench
+	@touch $@
+
+$(RAY): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --group ray
 	@touch $@
 
 $(BUF):

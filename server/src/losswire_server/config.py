@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliApp,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -25,6 +26,7 @@ from pydantic_settings import (
 
 from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.expected import parse_shapes
+from losswire_server.run_counters import DEFAULT_MAX_RUNS, NAME_RULE, is_run_name
 
 MIB: Final = 1024 * 1024
 
@@ -52,6 +54,20 @@ def _check_shapes(text: str) -> str:
 
 
 Shapes = Annotated[str, AfterValidator(_check_shapes)]
+
+
+def _split(names: object) -> object:
+    """A list as it is, and as flags and variables write it: with commas."""
+    return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
+
+
+def _check_run(name: str) -> str:
+    if not is_run_name(name):
+        raise ValueError(f"expected {NAME_RULE}")
+    return name
+
+
+RunName = Annotated[str, AfterValidator(_check_run)]
 
 
 class Config(BaseSettings):
@@ -127,6 +143,15 @@ class Config(BaseSettings):
     )
     trace_ratio: float = Field(
         1.0, ge=0, le=1, description="Share of calls that are traced, of those whose caller has not decided."
+    )
+    runs: Annotated[tuple[RunName, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="Runs that requests may name, with commas between; others are refused. Default: any."
+    )
+    max_runs: int = Field(
+        DEFAULT_MAX_RUNS,
+        ge=1,
+        le=10_000,
+        description='Runs with counters of their own where --runs does not list them; the rest are "other".',
     )
 
     log_format: Literal["auto", "json", "console"] = Field(

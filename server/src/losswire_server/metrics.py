@@ -1,7 +1,8 @@
 """Every Prometheus instrument, built on a registry it is given.
 
 Names follow https://prometheus.io/docs/practices/naming/: one prefix, base units, `_total` on counters. Every label has
-a fixed set of values, all of which exist from the start, so that rates begin at 0 and no caller can add a series.
+a fixed set of values, all of which exist from the start, so that rates begin at 0 and no caller can add a series; but
+for the runs that callers name, of which there is a bounded number (`run_counters`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from prometheus_client import (
 from losswire.v1 import ErrorReason
 from losswire.v1.tensor_format import FLOATING, dtype_name
 from losswire_server.ledger import Ledger
+from losswire_server.run_counters import RunCounters
 
 if TYPE_CHECKING:
     from losswire_server.evaluation import Totals
@@ -70,15 +72,18 @@ class Metrics:
 
     Args:
         registry: Where they are registered, together with those of the process, the platform and the garbage collector.
+        runs: Those of the runs that requests name. Default: `RunCounters()`.
 
     Attributes:
         ledger: Takes the observations of the hot path.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, runs: RunCounters | None = None) -> None:
         self.registry = registry
         self.ledger = Ledger()
         registry.register(self.ledger)
+        self.runs = runs or RunCounters()
+        registry.register(self.runs)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)

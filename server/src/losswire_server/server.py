@@ -28,6 +28,7 @@ from losswire_server.losses.cross_entropy import open_backend
 from losswire_server.losses.warm_up import ALWAYS, warm_up
 from losswire_server.metrics import Metrics
 from losswire_server.ports import StartError, with_port
+from losswire_server.run_counters import RunCounters
 from losswire_server.servicer import Servicer
 from losswire_server.tls import certificate_expiries, server_credentials
 from losswire_server.tracing import open_tracing
@@ -86,7 +87,7 @@ class Server:
         # When each series began is of no use to anyone here, and doubles the page.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = prometheus_client.CollectorRegistry()
-        self._metrics = Metrics(self.registry)
+        self._metrics = Metrics(self.registry, RunCounters(config.runs, config.max_runs))
         self._tracing = open_tracing(config)
         self._lobby = Lobby(
             config,

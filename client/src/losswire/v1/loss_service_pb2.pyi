@@ -72,20 +72,22 @@ class CrossEntropyOptions(_message.Message):
     def __init__(self, ignore_index: _Optional[int] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., label_smoothing: _Optional[float] = ..., empty_mean: _Optional[_Union[EmptyMean, str]] = ..., outputs: _Optional[_Iterable[_Union[Output, str]]] = ..., top_k: _Optional[int] = ..., check_probabilities: _Optional[bool] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
-    __slots__ = ("logits", "class_indices", "class_probabilities", "weight", "weight_digest", "options")
+    __slots__ = ("logits", "class_indices", "class_probabilities", "weight", "weight_digest", "options", "run")
     LOGITS_FIELD_NUMBER: _ClassVar[int]
     CLASS_INDICES_FIELD_NUMBER: _ClassVar[int]
     CLASS_PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     logits: _tensor_pb2.Tensor
     class_indices: _tensor_pb2.Tensor
     class_probabilities: _tensor_pb2.Tensor
     weight: _tensor_pb2.Tensor
     weight_digest: bytes
     options: CrossEntropyOptions
-    def __init__(self, logits: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., class_indices: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., class_probabilities: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., weight: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., weight_digest: _Optional[bytes] = ..., options: _Optional[_Union[CrossEntropyOptions, _Mapping]] = ...) -> None: ...
+    run: str
+    def __init__(self, logits: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., class_indices: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., class_probabilities: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., weight: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., weight_digest: _Optional[bytes] = ..., options: _Optional[_Union[CrossEntropyOptions, _Mapping]] = ..., run: _Optional[str] = ...) -> None: ...
 
 class EvaluateResponse(_message.Message):
     __slots__ = ("result",)
@@ -94,20 +96,22 @@ class EvaluateResponse(_message.Message):
     def __init__(self, result: _Optional[_Union[CrossEntropyResult, _Mapping]] = ...) -> None: ...
 
 class EvaluateHeader(_message.Message):
-    __slots__ = ("logits", "class_indices", "class_probabilities", "weight", "weight_digest", "options")
+    __slots__ = ("logits", "class_indices", "class_probabilities", "weight", "weight_digest", "options", "run")
     LOGITS_FIELD_NUMBER: _ClassVar[int]
     CLASS_INDICES_FIELD_NUMBER: _ClassVar[int]
     CLASS_PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     logits: _tensor_pb2.TensorHeader
     class_indices: _tensor_pb2.TensorHeader
     class_probabilities: _tensor_pb2.TensorHeader
     weight: _tensor_pb2.TensorHeader
     weight_digest: bytes
     options: CrossEntropyOptions
-    def __init__(self, logits: _Optional[_Union[_tensor_pb2.TensorHeader, _Mapping]] = ..., class_indices: _Optional[_Union[_tensor_pb2.TensorHeader, _Mapping]] = ..., class_probabilities: _Optional[_Union[_tensor_pb2.TensorHeader, _Mapping]] = ..., weight: _Optional[_Union[_tensor_pb2.TensorHeader, _Mapping]] = ..., weight_digest: _Optional[bytes] = ..., options: _Optional[_Union[CrossEntropyOptions, _Mapping]] = ...) -> None: ...
+    run: str
+    def __init__(self, logits: _Optional[_Union[_tensor_pb2.TensorHeader, _Mapping]] = ..., class_indices: _Optional[_Union[_tensor_pb2.TensorHeader, _Mapping]] = ..., class_probabilities: _Optional[_Union[_tensor_pb2.TensorHeader, _Mapping]] = ..., weight: _Optional[_Union[_tensor_pb2.TensorHeader, _Mapping]] = ..., weight_digest: _Optional[bytes] = ..., options: _Optional[_Union[CrossEntropyOptions, _Mapping]] = ..., run: _Optional[str] = ...) -> None: ...
 
 class EvaluateStreamRequest(_message.Message):
     __slots__ = ("header", "weight", "target", "logits", "request")
