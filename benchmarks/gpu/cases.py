@@ -11,6 +11,8 @@ import torch
 MANY_BYTES = 256_000_000
 ROWS = (32_768, 1024, 32, 1)
 CLASS_COUNTS = (256, 1024, 4096, 16_384, 65_536, 262_144)
+# As many bytes as the larger ones, of narrow rows: what is left of a share here is not the launches'.
+LONG = ((1_048_576, 256), (262_144, 1024))
 # (rows, classes, at least this share of the read ceiling)
 GOALS = (
     (4096, 128_256, 0.95),
@@ -88,6 +90,8 @@ def _all() -> Iterator[Case]:
                 yield Case(rows, classes, dtype, options, goal if has_goal and options is Options.OFF else None)
     for rows, classes, _ in GOALS:
         yield Case(rows, classes, torch.bfloat16, Options.OUTPUTS)
+    for rows, classes in LONG:
+        yield from (Case(rows, classes, torch.bfloat16, options) for options in (Options.OFF, Options.ON))
     for dtype in (torch.bfloat16, torch.float32):
         for rows in ROWS:
             for classes in CLASS_COUNTS:
