@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from losswire_server.losses.gpu import open_gpu, shapes
+from losswire_server.losses.gpu.tuning import Tuning
 from losswire_server.losses.job import Job
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def open_interpreted(monkeypatch: pytest.MonkeyPatch) -> Gpu:
         return begin(jobs)
 
     monkeypatch.setattr(gpu, "begin", begin_if_small)
-    monkeypatch.setattr(shapes, "TILE_ELEMENTS", INTERPRETED_TILE)
+    tuning = Tuning(tile_elements=INTERPRETED_TILE)
+    monkeypatch.setattr("losswire_server.losses.gpu.variants.TUNING", tuning)
     monkeypatch.setattr(shapes, "MIN_SLAB_CLASSES", 8)
     monkeypatch.setattr(shapes, "plane_block", lambda _: INTERPRETED_BLOCK)
     return gpu
@@ -52,5 +54,5 @@ def _steps(job: Job) -> int:
     samples, classes, positions = job.logits.shape
     if job.parameters.positions_per_sample > 1:
         return int(math.ceil(samples * positions / INTERPRETED_BLOCK) * classes)
-    rows, width = shapes.row_tile(max(1, job.parameters.class_count))
-    return math.ceil(samples / rows) * math.ceil(classes / width)
+    width = shapes.row_classes(max(1, job.parameters.class_count))
+    return math.ceil(samples / (INTERPRETED_TILE // width)) * math.ceil(classes / width)
