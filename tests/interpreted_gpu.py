@@ -43,10 +43,9 @@ def open_interpreted(monkeypatch: pytest.MonkeyPatch) -> Gpu:
         return begin(jobs)
 
     monkeypatch.setattr(gpu, "begin", begin_if_small)
-    tuning = Tuning(tile_elements=INTERPRETED_TILE)
+    tuning = Tuning(tile_elements=INTERPRETED_TILE, plane_positions=INTERPRETED_BLOCK)
     monkeypatch.setattr("losswire_server.losses.gpu.variants.TUNING", tuning)
     monkeypatch.setattr(shapes, "MIN_SLAB_CLASSES", 8)
-    monkeypatch.setattr(shapes, "plane_block", lambda _: INTERPRETED_BLOCK)
     return gpu
 
 

@@ -34,11 +34,6 @@ def row_classes(class_count: int) -> int:
     return max(_MIN_BLOCK_CLASSES, _power_of_two(slab_classes(class_count, 1)))
 
 
-def plane_block(item_bytes: int) -> int:
-    """Positions of a program where a sample has several: 32 lanes with a vector of 16 bytes each."""
-    return 32 * max(4, 16 // item_bytes)
-
-
 def fold_tile(slabs: int) -> tuple[int, int]:
     """Positions and slabs of the tile in which slabs are folded."""
     for width, positions in ((1, 128), (8, 64)):

@@ -21,6 +21,7 @@ class Tuning:
         max_loops: Tiles of rows that one program reduces, at most: enough to have the next ones on their way.
         programs_per_unit: Programs that a launch should have for each processor of the device before a program takes
             more than one tile.
+        plane_positions: Positions of a program that reduces planes. With 256 its registers spill.
         plane_warps: Warps of a program that reduces planes.
         finish_warps: Warps of a program that finishes.
     """
@@ -30,6 +31,7 @@ class Tuning:
     row_stages: int = 3
     max_loops: int = 16
     programs_per_unit: int = 16
+    plane_positions: int = 128
     plane_warps: int = 1
     finish_warps: int = 4
 

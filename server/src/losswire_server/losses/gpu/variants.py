@@ -86,7 +86,7 @@ class Variant:
     @property
     def block_positions(self) -> int:
         """Positions of a program that reduces planes."""
-        return shapes.plane_block(self.logits.itemsize)
+        return TUNING.plane_positions
 
     @property
     def fold_positions(self) -> int:
