@@ -19,7 +19,7 @@ from losswire_server.losses.gpu.packing import Batch
 from losswire_server.losses.gpu.staging import Staging
 from losswire_server.losses.gpu.streams import Event, InterpretedStreams
 from losswire_server.losses.gpu.tuning import Tuning
-from losswire_server.losses.gpu.variants import Variant
+from losswire_server.losses.gpu.variants import Variant, variant_of
 from losswire_server.losses.job import OUTPUTS, Job, Parameters, PartialSample, Positions
 from losswire_server.losses.pending import Outcome
 from losswire_server.losses.reference import Reference
@@ -193,6 +193,16 @@ def test_parts_of_a_sample_have_the_bits_of_the_whole(gpu: Gpu, in_one_list: boo
         outcomes = gpu.evaluate(parts) if in_one_list else [gpu.evaluate([part])[0] for part in parts]
         assert outcomes[:-1] == [None] * (len(parts) - 1)
         assert bits(outcomes[-1]) == bits(expected)
+
+
+def test_only_planes_of_whole_vectors_are_taken_for_aligned() -> None:
+    # Else the compiler would read, and write, vectors that reach beyond the end of a block.
+    for positions, is_aligned in ((40000, True), (1, False), (39998, False), (32, True)):
+        logits, labels = torch.zeros(1, 1, positions), torch.zeros(1, positions, dtype=torch.int64)
+        assert variant_of(Job(Parameters(3, 40000, False), logits, labels, PartialSample())).is_aligned == is_aligned
+    for classes in (4096, 32):  # parts of a row
+        logits, labels = torch.zeros(1, classes, 1), torch.zeros(1, 1, dtype=torch.int64)
+        assert variant_of(Job(Parameters(4128, 1, False), logits, labels, PartialSample())).is_aligned
 
 
 def test_rows_that_several_programs_share_out_have_the_same_bits(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:

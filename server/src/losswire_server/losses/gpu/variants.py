@@ -157,7 +157,8 @@ def variant_of(job: Job) -> Variant:
         probabilities=job.target.dtype if parameters.target_is_probabilities else None,
         wanted=_wanted(job),
         block_classes=shapes.row_classes(classes) if is_rows else 0,
-        is_aligned=(classes if is_rows else positions) % 16 == 0,
+        # Of a row all blocks are alike, as the order of its sums depends on it; a block of planes may end anywhere.
+        is_aligned=(classes if is_rows else job.logits.shape[2]) % 16 == 0,
         is_whole=not is_rows and slabs == 1 and job.partial is None,
         block_slabs=shapes.fold_tile(slabs)[1],
         tuning=TUNING,
