@@ -8,7 +8,7 @@ target=$1
 shift
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 if command -v buildah >/dev/null; then
-    # With one time for every file, the same sources make the same image.
+    # One time for every file: two builds then differ only where their contents do.
     builder=(buildah build --layers --timestamp 0)
 elif command -v docker >/dev/null; then
     builder=(docker build)

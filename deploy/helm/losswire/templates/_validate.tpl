@@ -78,7 +78,7 @@
 {{- end -}}
 {{- end }}
 
-{{/* MiB of an idle server: measured, see docs/deploy.md. */}}
+{{/* MiB of an idle server, with room to spare: docs/deploy.md. */}}
 {{- define "losswire.baseMebibytes" -}}
 {{ ternary 2560 400 (eq .Values.device "cuda") }}
 {{- end }}
