@@ -3,7 +3,7 @@
     python -m benchmarks.bench_queue     # about 2 minutes
 
 For each batch, callers in a closed loop find what the server can do; then an open loop sends parts of that. The wait is
-the mean of the stages `admit` and `queue` over the load's time, as the chart's autoscaler computes it.
+the mean of the stages `admit` and `queue` and the mean delay of the event loop, as the chart's autoscaler computes it.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ WARM_UP_S: Final = 1.0
 
 @dataclass(frozen=True)
 class Scrape:
-    """Sums since the server's start: waits, evaluations, and seconds of processor."""
+    """Sums since the server's start: waits, evaluations, delays of the loop, looks at it, and seconds of processor."""
 
     wait_s: float
     evaluations: float
+    delay_s: float
+    looks: float
     busy_s: float
 
 
@@ -54,7 +56,9 @@ def scrape(server: Server) -> Scrape:
 
     stage = "losswire_stage_duration_seconds"
     wait_s = total(rf'{stage}_sum\{{stage="(?:admit|queue)"\}}')
-    return Scrape(wait_s, total(rf'{stage}_count\{{stage="queue"\}}'), total("process_cpu_seconds_total"))
+    evaluations = total(rf'{stage}_count\{{stage="queue"\}}')
+    delay_s, looks = (total(f"losswire_loop_delay_seconds_{part}") for part in ("sum", "count"))
+    return Scrape(wait_s, evaluations, delay_s, looks, total("process_cpu_seconds_total"))
 
 
 def bench(server: Server, shape: str, *load: str, duration_s: float) -> dict[str, Any]:
@@ -79,7 +83,9 @@ def measure(server: Server, shape: str, rounds: int, duration_s: float) -> list[
             load = bench(server, shape, f"--rate={max(1.0, rate * part):.1f}", duration_s=duration_s)
             after = scrape(server)
             evaluations = max(1.0, after.evaluations - before.evaluations)
-            row.add("wait", (after.wait_s - before.wait_s) / evaluations * 1e3)
+            looks = max(1.0, after.looks - before.looks)
+            waited_s = (after.wait_s - before.wait_s) / evaluations + (after.delay_s - before.delay_s) / looks
+            row.add("wait", waited_s * 1e3)
             row.add("p99", load["latency_s"]["p99"] * 1e3)
             row.add("cores", (after.busy_s - before.busy_s) / (duration_s + WARM_UP_S))
     return [capacity, *parts]

@@ -34,7 +34,7 @@ class Handler(BaseHTTPRequestHandler):
     """Lists the metric, or answers it for all pods."""
 
     def do_GET(self) -> None:
-        if urllib.parse.urlparse(self.path).path.endswith(f"/pods/*/{metric}"):
+        if urllib.parse.unquote(urllib.parse.urlparse(self.path).path).endswith(f"/pods/*/{metric}"):
             body: dict[str, object] = {
                 "kind": "MetricValueList",
                 "apiVersion": GROUP,

@@ -80,10 +80,11 @@ metrics: 9464
 dns:///{{ include "losswire.fullname" . }}-headless.{{ .Release.Namespace }}:{{ .Values.service.port }}
 {{- end }}
 
-{{/* Mean seconds that an evaluation waits, from admission to the engine, of the pods that the argument's matchers select. */}}
+{{/* Mean seconds that an evaluation waits: for its share of memory and the engine, and, where small ones wait, for the event loop.
+     The argument is a list: matchers of the pods, and the labels to keep. */}}
 {{- define "losswire.queueQuery" -}}
 {{- $matchers := index . 0 -}}{{- $by := index . 1 -}}
-sum(rate(losswire_stage_duration_seconds_sum{stage=~"admit|queue",{{ $matchers }}}[1m])){{ $by }} / clamp_min(sum(rate(losswire_stage_duration_seconds_count{stage="queue",{{ $matchers }}}[1m])){{ $by }}, 0.001)
+sum(rate(losswire_stage_duration_seconds_sum{stage=~"admit|queue",{{ $matchers }}}[1m])){{ $by }} / clamp_min(sum(rate(losswire_stage_duration_seconds_count{stage="queue",{{ $matchers }}}[1m])){{ $by }}, 0.001) + sum(rate(losswire_loop_delay_seconds_sum{ {{- $matchers -}} }[1m])){{ $by }} / clamp_min(sum(rate(losswire_loop_delay_seconds_count{ {{- $matchers -}} }[1m])){{ $by }}, 0.001)
 {{- end }}
 
 {{/* A resource quantity of memory in MiB, rounded down. */}}
