@@ -7,9 +7,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PLOTTING := $(VENV)/.installed-bench
+RAY := $(VENV)/.installed-ray
+GPU_PEERS := $(VENV)/.installed-gpu-peers
 BUF := .cache/buf/node_modules/.bin/buf
 # Helm of both majors, and the kubectl that comes with them.
 HELMS := .cache/helm/3/helm/helm .cache/helm/4/helm/helm
+
+# A Python with PyTorch for CUDA, if not that of .venv: nothing is then installed.
+GPU_PYTHON ?= $(BIN)/python
+GPU_DEVICE ?= cuda
+GPU_TESTS := tests/server/losses tests/conformance tests/server/test_device.py
+ON_GPU := PYTHONPATH="$(CURDIR):$(CURDIR)/client/src:$(CURDIR)/server/src:$$PYTHONPATH" $(GPU_PYTHON)
+in-venv = $(if $(filter $(BIN)/%,$(GPU_PYTHON)),$(1))
 
 MESSAGES := $(wildcard proto/losswire/v1/*.proto)
 SERVICES := proto/losswire/v1/loss_service.proto
@@ -22,7 +31,7 @@ SHELL_FILES := .ci/run $(wildcard deploy/*/*.sh tests/e2e/*/*.sh)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install proto check fix test e2e image chart lock demo serve bench bench-kernels bench-peers bench-full clean
+.PHONY: help install proto check fix test test-ray test-gpu e2e image chart lock demo serve bench bench-kernels bench-peers bench-full bench-gpu clean
 .PHONY: check-python check-types check-proto check-generated check-chart check-shell fresh
 
 help: ## Print this list
@@ -44,6 +53,13 @@ fix: $(INSTALLED) proto chart ## Repair what the checks find, where a tool can
 
 test: $(INSTALLED) $(HELMS) ## Run the tests; ARGS='-k stream' passes options to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+test-ray: $(RAY) ## Run the tests that need Ray, which this installs: 300 MB
+	$(BIN)/python -m pytest tests/client/test_ray.py $(ARGS)
+
+test-gpu: $(call in-venv,$(INSTALLED)) ## Run the tests of the numerics on a CUDA device
+	@$(ON_GPU) -m benchmarks.gpu.device
+	$(ON_GPU) -m pytest --device=$(GPU_DEVICE) $(GPU_TESTS) $(ARGS)
 
 e2e: $(INSTALLED) $(HELMS) ## Build image and Kubernetes, as root on Debian 12, and test the chart on it in about 15 minutes
 	$(BIN)/python -m pytest tests/e2e -m e2e $(ARGS)
@@ -75,6 +91,11 @@ bench-peers: $(INSTALLED) ## Measure losswire beside Triton, Ray Serve, LitServe
 
 bench-full: $(PLOTTING) ## Measure everything and draw the plots, in about 25 minutes; ARGS='--only peers,plots' for parts
 	$(BIN)/python -m benchmarks.full $(ARGS)
+
+bench-gpu: $(call in-venv,$(INSTALLED)) ## Measure the GPU's kernels and the service on it, in under 10 minutes; ARGS=--tune compares sizes
+	@$(ON_GPU) -m benchmarks.gpu.device
+	$(call in-venv,@$(MAKE) --no-print-directory $(GPU_PEERS))
+	$(ON_GPU) -m benchmarks.bench_gpu --device=$(GPU_DEVICE) $(ARGS)
 
 clean: ## Remove everything that make made, .venv too
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache client/dist server/dist
@@ -117,6 +138,15 @@ $(INSTALLED): pyproject.toml client/pyproject.toml server/pyproject.toml $(KERNE
 
 $(PLOTTING): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --group bench
+	@touch $@
+
+$(RAY): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --group ray
+	@touch $@
+
+# A machine that cannot have them measures without.
+$(GPU_PEERS): $(INSTALLED)
+	-$(BIN)/python -m pip install --quiet --group gpu-peers
 	@touch $@
 
 $(BUF):

@@ -66,8 +66,8 @@ class Bench:
         gigabytes = mib * MIB / 1e9
         arrays = self.streams.arrays(mib * MIB) if mib <= MAX_ARRAY_MIB else None
         for _ in rounds:
-            measure.add("limit", gigabytes / _seconds(lambda: self._send(self.limit_channel, mib)))
-            measure.add("service", gigabytes / _seconds(lambda: self._send_and_check(mib)))
+            measure.add("limit", gigabytes / _seconds(lambda: self.send_to_limit(mib)))
+            measure.add("service", gigabytes / _seconds(lambda: self.send_and_check(mib)))
             measure.add("compute", gigabytes / _seconds(lambda: self._compute(mib)))
             if arrays:
                 measure.add("client", gigabytes / _seconds(lambda: self.client.cross_entropy(*arrays)))
@@ -85,14 +85,16 @@ class Bench:
     def measure_memory(self, mib: int) -> Measure:
         """Peak resident memory of the service above its idle, while it takes one stream."""
         measure = Measure(f"peak, {mib} MiB", "MiB over idle")
-        measure.add("service", self.service.peak_above_idle_bytes(lambda: self._send_and_check(mib)) / MIB)
+        measure.add("service", self.service.peak_above_idle_bytes(lambda: self.send_and_check(mib)) / MIB)
         return measure
 
-    def _send(self, channel: grpc.Channel, mib: int) -> bytes:
-        return send(channel, self.streams.frames(mib * MIB))
+    def send_to_limit(self, mib: int) -> None:
+        """Send a stream to the server that does nothing."""
+        send(self.limit_channel, self.streams.frames(mib * MIB))
 
-    def _send_and_check(self, mib: int) -> None:
-        check_answer(self._send(self.service_channel, mib), mib * MIB)
+    def send_and_check(self, mib: int) -> None:
+        """Send the same stream to the service, and look at its answer."""
+        check_answer(send(self.service_channel, self.streams.frames(mib * MIB)), mib * MIB)
 
     def _compute(self, mib: int) -> None:
         from benchmarks.compute import evaluate
@@ -101,10 +103,10 @@ class Bench:
 
 
 @contextmanager
-def bench() -> Iterator[Bench]:
-    """Start both servers, and stop them when the block ends."""
+def bench(*options: str) -> Iterator[Bench]:
+    """Start both servers, the service with further options, and stop them when the block ends."""
     with (
-        running("losswire_server", *SERVICE_OPTIONS) as service,
+        running("losswire_server", *SERVICE_OPTIONS, *options) as service,
         running("benchmarks.limits") as limit,
         grpc.insecure_channel(service.address) as service_channel,
         grpc.insecure_channel(limit.address) as limit_channel,

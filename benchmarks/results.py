@@ -21,7 +21,7 @@ from rich.table import Table
 from losswire import v1
 
 FOLDER = Path(__file__).parent / "results"
-PARTS = ("service", "small", "load", "cost", "kernels", "peers", "queue")
+PARTS = ("service", "small", "load", "cost", "kernels", "peers", "queue", "gpu", "tuning")
 Result = dict[str, Any]
 TABLE_COLUMNS = 110
 PACKAGES = ("losswire", "losswire-server", "grpcio", "protobuf", "numpy", "torch")
@@ -107,10 +107,10 @@ def save(
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "server": {"device": info.device, "backend": info.backend, "threads": info.threads},
         **(facts or {}),
-        "measures": [_as_json(measure, ratios) for measure in measures],
+        "measures": [measure_as_json(measure, ratios) for measure in measures],
     }
     FOLDER.mkdir(exist_ok=True)
-    path = FOLDER / f"{'-'.join(filter(None, (today, part, _slug(device))))}.json"
+    path = FOLDER / f"{'-'.join(filter(None, (today, part, slug(device))))}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     return path
 
@@ -146,11 +146,13 @@ def _part_of(path: Path) -> str:
     return word if word in PARTS else "service"
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """A name in the letters, digits and hyphens of a file's."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def _as_json(measure: Measure, ratios: Sequence[tuple[str, str]]) -> dict[str, object]:
+def measure_as_json(measure: Measure, ratios: Sequence[tuple[str, str]]) -> dict[str, object]:
+    """A row of a results file."""
     return {
         "name": measure.name,
         "unit": measure.unit,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from torch import Tensor
 
 CLASSES = 10
@@ -16,6 +15,9 @@ _TRAINING_ROWS = 1280
 
 def load(training: bool) -> tuple[Tensor, Tensor]:
     """Images `(N, 64)`, float32 in [0, 1], and labels `(N)`: 1280 rows to train on, or the other 517 to evaluate."""
+    # Here, for workers that are handed their rows need not load scikit-learn.
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+
     images, labels = load_digits(return_X_y=True)
     rows = slice(_TRAINING_ROWS) if training else slice(_TRAINING_ROWS, None)
     return torch.tensor(images[rows] / 16, dtype=torch.float32), torch.tensor(labels[rows])

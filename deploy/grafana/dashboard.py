@@ -342,6 +342,12 @@ ROWS: Final[dict[str, list[Panel]]] = {
             "s",
             stacked=True,
         ),
+        Panel(
+            "Out of memory",
+            "Batches a second that did not fit into the device and were split, and jobs that were refused.",
+            {"{{outcome}}": rate("losswire_out_of_memory_total", "outcome")},
+            "ops",
+        ),
     ],
     "Process": [
         Panel(

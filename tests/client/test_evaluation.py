@@ -72,6 +72,8 @@ def test_options_reach_the_message() -> None:
         ("top_k", 2.0),
         ("check_probabilities", 1),
         ("checksum", "yes"),
+        ("run", 3),
+        ("run", b"prod"),
         ("logits", None),
         ("target", None),
         ("weight", "abc"),
@@ -102,6 +104,7 @@ def test_a_wrong_type_is_refused_though_an_equal_value_was_accepted_before() -> 
         ("reduction", "avg"),
         ("empty_mean", "none"),
         ("outputs", ["perplexity"]),
+        ("run", ""),
     ],
 )
 def test_a_value_without_a_place_in_the_message_is_refused_and_named(argument: str, value: Any) -> None:

@@ -57,6 +57,7 @@ def evaluations(draw: st.DrawFn) -> Evaluation:
             empty_mean=draw(st.sampled_from(["nan", "zero", "error"])),
             check_probabilities=draw(st.booleans()),
             checksum=draw(st.booleans()),
+            run=draw(st.none() | st.text(min_size=1, max_size=200)),
         ),
     )
 
@@ -68,7 +69,7 @@ def expected_request(asked: Evaluation, with_weight: bool) -> v1.EvaluateRequest
         return v1.Tensor(shape=host.shape, dtype=host.dtype, data=bytes(host.data))
 
     kind = "class_probabilities" if asked.target_is_probabilities else "class_indices"
-    request = v1.EvaluateRequest(logits=tensor(asked.logits), weight_digest=asked.weight_digest)
+    request = v1.EvaluateRequest(logits=tensor(asked.logits), weight_digest=asked.weight_digest, run=asked.options.run)
     getattr(request, kind).CopyFrom(tensor(asked.target))
     request.options.MergeFromString(asked.options.encoded)
     if with_weight and asked.weight is not None:

@@ -1,4 +1,4 @@
-"""One function that evaluates, over every way to a server."""
+"""One function that evaluates, over every way to a server, and on a GPU's kernels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from functools import partial
 
 import pytest
-from servers import RunningServer
+import torch
+from servers import RunningServer, start_server
 
 import losswire
 
@@ -25,9 +26,26 @@ def transports(server: RunningServer) -> Iterator[dict[str, Callable[..., losswi
         }
 
 
-@pytest.fixture(params=["unary", "stream", "local"])
+@pytest.fixture(scope="session")
+def interpreted(
+    tmp_path_factory: pytest.TempPathFactory, device: torch.device
+) -> Iterator[Callable[..., losswire.CrossEntropyResult]]:
+    """`Client.cross_entropy` of a server whose backend is the GPU's, with interpreted kernels."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    if device.type != "cpu":
+        pytest.skip("the other servers evaluate on a GPU")
+    server = start_server(tmp_path_factory.mktemp("interpreted"), "--device=cpu", "--backend=gpu")
+    with losswire.Client(server.address) as client:
+        yield client.cross_entropy
+    assert server.stop() == 0, server.log.read_text()
+
+
+@pytest.fixture(params=["unary", "stream", "local", "interpreted"])
 def cross_entropy(
     request: pytest.FixtureRequest, transports: dict[str, Callable[..., losswire.CrossEntropyResult]]
 ) -> Callable[..., losswire.CrossEntropyResult]:
     """`Client.cross_entropy` over each transport in turn."""
+    if request.param == "interpreted":
+        evaluate: Callable[..., losswire.CrossEntropyResult] = request.getfixturevalue("interpreted")
+        return evaluate
     return transports[request.param]

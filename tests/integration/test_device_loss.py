@@ -106,7 +106,10 @@ def test_a_lost_device_sends_every_caller_elsewhere_and_ends_the_server_with_exi
     start: Start, tmp_path: Path, faults: Faults, cause: str
 ) -> None:
     after = tmp_path / "after"
-    server = start(Faults(**{**vars(faults), "after": str(after), "holds": True}), "--watchdog-s=0.5")
+    server = start(
+        Faults(**{**vars(faults), "after": str(after), "holds": True}),
+        f"--watchdog-s={0.5 if cause == 'hang' else 600}",
+    )
     streams = {
         "before its header": OpenStream(server.address),
         "within its body": OpenStream(server.address),

@@ -357,3 +357,19 @@ def test_mutual_tls_holds_in_every_process(tmp_path: Path) -> None:
     server.supervisor.send_signal(signal.SIGTERM)
     server.supervisor.communicate(timeout=60)
     assert server.supervisor.returncode == 0
+
+
+def test_a_run_is_counted_as_one_servers_and_stays_when_its_processes_are_replaced(server: Processes) -> None:
+    def run() -> dict[str, float]:
+        return {name: value for (name, labels), value in server.samples().items() if labels == "run=spread"}
+
+    calls = server.evaluate_until_all_have(run="spread")
+    before = run()
+    assert before["losswire_loss_evaluations_total"] == calls
+    server.replace(0, 1)
+    assert run() == before
+    calls += server.evaluate_until_all_have(run="spread")
+    after = run()
+    assert after["losswire_loss_evaluations_total"] == calls
+    means = [each["losswire_loss_sum_total"] / each["losswire_loss_weight_total"] for each in (before, after)]
+    assert means[1] == pytest.approx(means[0], rel=1e-14)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "reflection": ("true", True),
     "device": ("cuda:3", "cuda:3"),
     "backend": ("reference", "reference"),
+    "warm_up": ("float32:10", "float32:10"),
     "threads": ("7", 7),
     "processes": ("3", 3),
     "max_evaluation_bytes": ("1048576", MIB),
@@ -57,6 +59,8 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "max_wait_s": ("0.25", 0.25),
     "max_stored_bytes": ("0", 0),
     "body_timeout_s": ("1.5", 1.5),
+    "runs": ("prod,canary/1", ("prod", "canary/1")),
+    "max_runs": ("3", 3),
     "idle_timeout_s": ("2.5", 2.5),
     "default_deadline_s": ("3.5", 3.5),
     "watchdog_s": ("0.5", 0.5),
@@ -87,6 +91,8 @@ def companions(name: str) -> list[str]:
 
 
 def in_toml(value: object) -> str:
+    if isinstance(value, tuple):
+        return json.dumps(value)
     return str(value).lower() if isinstance(value, bool | int | float) else f'"{value}"'
 
 
@@ -285,3 +291,9 @@ def test_info_describes_what_the_server_accepts() -> None:
     assert info.limits.body_timeout_s == 12.5
     assert info.threads == torch.get_num_threads()
     assert output_number("entropy") in info.outputs
+
+
+@pytest.mark.parametrize("names", ["two words", "fine,other"])
+def test_a_listed_run_has_a_name_that_requests_may_give(names: str) -> None:
+    [line] = refused(f"--runs={names}")
+    assert re.match(r"runs\.\d: '(two words|other)' is refused: expected 1 to 128 of the characters", line)

@@ -4,7 +4,8 @@
 >>> client = losswire.Client("localhost:50051")  # doctest: +SKIP
 >>> result = client.cross_entropy([[2.0, 1.0], [0.0, 3.0]], [0, 1])  # doctest: +SKIP
 
-The drop-in module for PyTorch is `losswire.torch`, which is imported when first used: `losswire` needs no PyTorch.
+The drop-in module for PyTorch is `losswire.torch`, and what scores Ray datasets is `losswire.ray`. They are imported
+when first used: `losswire` needs neither PyTorch nor Ray.
 """
 
 from importlib import import_module
@@ -33,11 +34,13 @@ from losswire.errors import (
     UnimplementedError,
 )
 from losswire.info import Limits, ServerInfo
+from losswire.loops import gather, prefetch
 from losswire.results import CrossEntropyResult, Timings, merge
 from losswire.retry import RetryPolicy
 from losswire.session import Session
 
 if TYPE_CHECKING:
+    from losswire import ray as ray
     from losswire import torch as torch
 
 __version__ = version("losswire")
@@ -67,12 +70,14 @@ __all__ = [
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
+    "gather",
     "merge",
+    "prefetch",
 ]
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Imports `losswire.torch` when it is first used."""
-    if name == "torch":
-        return import_module("losswire.torch")
+    """Imports `losswire.torch` and `losswire.ray` when they are first used."""
+    if name in {"torch", "ray"}:
+        return import_module(f"losswire.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -44,9 +44,10 @@ class AsyncClient(ClientBase[AsyncSession]):
         retry: RetryPolicy | None = None,
         channels: int = 1,
         channel_options: Sequence[tuple[str, Any]] = (),
+        run: str | None = None,
         tracing: bool = False,
     ) -> None:
-        super().__init__(target, timeout_s, tls, token, retry, channels, channel_options, tracing)
+        super().__init__(target, timeout_s, tls, token, retry, channels, channel_options, run, tracing)
         self._transport = self._open_transport(channels)
 
     async def cross_entropy(
@@ -64,6 +65,7 @@ class AsyncClient(ClientBase[AsyncSession]):
         check_probabilities: bool = False,
         timeout_s: float | None = None,
         checksum: bool = False,
+        run: str | None = None,
     ) -> CrossEntropyResult:
         """Evaluates `torch.nn.CrossEntropyLoss`; see `Client.cross_entropy`."""
         chosen = options(
@@ -75,6 +77,7 @@ class AsyncClient(ClientBase[AsyncSession]):
             empty_mean=empty_mean,
             check_probabilities=check_probabilities,
             checksum=checksum,
+            run=self._run_name if run is None else run,
         )
         arguments = (logits, target, weight, chosen)
         if is_large((logits, target, weight)):

@@ -11,7 +11,7 @@ from losswire.calls import CrossEntropyCall, KnownWeights, PutTensorCall
 from losswire.channels import Endpoint, Tls
 from losswire.errors import ClosedError, InvalidArgumentError
 from losswire.evaluation import class_weight, evaluation, timeout
-from losswire.options import Options, options
+from losswire.options import Options, options, run_name
 from losswire.retry import Attempts, RetryBudget, RetryPolicy
 from losswire.session_base import (
     DEFAULT_MAX_PENDING,
@@ -42,6 +42,7 @@ class ClientBase(ABC, Generic[_Session]):
         retry: RetryPolicy | None,
         channels: int,
         channel_options: Sequence[tuple[str, Any]],
+        run: str | None,
         tracing: bool,
     ) -> None:
         if channels < 1:
@@ -49,6 +50,7 @@ class ClientBase(ABC, Generic[_Session]):
         self._tracing = ClientTracing(target) if tracing else None
         self._endpoint = Endpoint(target, tls, token, tuple(channel_options), self._tracing)
         self._timeout_s = timeout(timeout_s)
+        self._run_name = run_name(run)
         self._policy = retry or RetryPolicy()
         self._budget = RetryBudget(self._policy)
         self._known_weights = KnownWeights()
@@ -73,6 +75,7 @@ class ClientBase(ABC, Generic[_Session]):
         check_probabilities: bool = False,
         timeout_s: float | None = None,
         checksum: bool = False,
+        run: str | None = None,
         max_pending: int = DEFAULT_MAX_PENDING,
         max_pending_bytes: int = DEFAULT_MAX_PENDING_BYTES,
     ) -> _Session:
@@ -95,6 +98,7 @@ class ClientBase(ABC, Generic[_Session]):
             check_probabilities: Whether to refuse class probabilities that are negative or do not sum to 1.
             timeout_s: Time limit of each evaluation, in seconds. Default: the client's.
             checksum: Whether the server verifies the SHA-256 of logits and target.
+            run: Name of the run to count every evaluation under. Default: the client's.
             max_pending: Evaluations that may be under way at once, >= 1; the next one waits.
             max_pending_bytes: Bytes of logits and targets that may be; an evaluation that is larger goes alone.
 
@@ -113,6 +117,7 @@ class ClientBase(ABC, Generic[_Session]):
             empty_mean=empty_mean,
             check_probabilities=check_probabilities,
             checksum=checksum,
+            run=self._run_name if run is None else run,
         )
         limit_s = self._timeout_s if timeout_s is None else timeout(timeout_s)
 

@@ -44,6 +44,8 @@ class Client(ClientBase[Session]):
             single one is the bottleneck, and where several processes share the server's port: each connection lands
             on one of them by chance, so three times as many connections as processes reach nearly all.
         channel_options: gRPC's channel arguments, which replace ours of the same name.
+        run: Name of the run that evaluations belong to, unless a call names another: the server adds up the losses of
+            each run for Prometheus, see docs/runs.md. Default: none.
         tracing: Whether each attempt has an OpenTelemetry span, in the trace of the caller's current one, and takes its
             context to the server. Needs `losswire[otel]`; the application's own SDK says where spans go.
 
@@ -62,9 +64,10 @@ class Client(ClientBase[Session]):
         retry: RetryPolicy | None = None,
         channels: int = 1,
         channel_options: Sequence[tuple[str, Any]] = (),
+        run: str | None = None,
         tracing: bool = False,
     ) -> None:
-        super().__init__(target, timeout_s, tls, token, retry, channels, channel_options, tracing)
+        super().__init__(target, timeout_s, tls, token, retry, channels, channel_options, run, tracing)
         self._transport = self._open_transport(channels)
 
     def cross_entropy(
@@ -82,6 +85,7 @@ class Client(ClientBase[Session]):
         check_probabilities: bool = False,
         timeout_s: float | None = None,
         checksum: bool = False,
+        run: str | None = None,
     ) -> CrossEntropyResult:
         """Evaluates `torch.nn.CrossEntropyLoss` and returns the loss with the sums that make it mergeable.
 
@@ -104,6 +108,8 @@ class Client(ClientBase[Session]):
             check_probabilities: Whether to refuse class probabilities that are negative or do not sum to 1.
             timeout_s: Time limit of this call, in seconds. Default: the client's.
             checksum: Whether the server verifies the SHA-256 of logits and target, which takes about a second per GB.
+            run: Name of the run to count this evaluation under: up to 128 letters, digits and `._-/:@+=`. Changes
+                nothing in the result. Default: the client's.
 
         Raises:
             TypeError: if an argument has the wrong Python type.
@@ -119,6 +125,7 @@ class Client(ClientBase[Session]):
             empty_mean=empty_mean,
             check_probabilities=check_probabilities,
             checksum=checksum,
+            run=self._run_name if run is None else run,
         )
         return self._run(self._cross_entropy_call(logits, target, weight, chosen), timeout_s)
 

@@ -56,6 +56,8 @@ def evaluate_request(evaluation: Evaluation, with_weight: bool) -> _Parts:
     if evaluation.weight_digest is not None:
         parts.append(EvaluateRequest(weight_digest=evaluation.weight_digest).SerializeToString())
     parts.append(_options(evaluation.options.encoded))
+    if evaluation.options.run is not None:
+        parts.append(_run(evaluation.options.run))
     return parts
 
 
@@ -146,6 +148,7 @@ def _header(evaluation: Evaluation, with_weight: bool) -> EvaluateHeader:
         logits=_announce(evaluation.logits),
         weight_digest=evaluation.weight_digest,
         options=CrossEntropyOptions.FromString(evaluation.options.encoded),
+        run=evaluation.options.run,
     )
     kind = header.class_probabilities if evaluation.target_is_probabilities else header.class_indices
     kind.CopyFrom(_announce(evaluation.target))
@@ -170,6 +173,11 @@ def _request_head(byte_count: int) -> bytes:
 @functools.lru_cache(maxsize=256)
 def _options(encoded: bytes) -> bytes:
     return field_head(EvaluateRequest.OPTIONS_FIELD_NUMBER, len(encoded)) + encoded
+
+
+@functools.lru_cache(maxsize=256)
+def _run(name: str) -> bytes:
+    return EvaluateRequest(run=name).SerializeToString()
 
 
 @functools.lru_cache(maxsize=1024)

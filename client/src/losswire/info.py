@@ -39,6 +39,7 @@ class ServerInfo:
         torch_version: Version of PyTorch, such as "2.13.0+cpu".
         device: Device in PyTorch's words, such as "cpu" or "cuda:0".
         device_name: Device in the maker's words; empty where it is unknown.
+        device_memory_bytes: Bytes of memory of the device; 0 where it computes in the memory of the CPU.
         backend: Code that evaluates: "reference", "cpu" or "gpu".
         threads: Threads that one evaluation may use on a CPU.
         processes: Server processes behind the address, each with its own connections, or 0 if the server does not tell.
@@ -52,6 +53,7 @@ class ServerInfo:
     torch_version: str
     device: str
     device_name: str
+    device_memory_bytes: int
     backend: str
     threads: int
     processes: int
@@ -70,6 +72,7 @@ def server_info(message: GetInfoResponse) -> ServerInfo:
         torch_version=message.torch_version,
         device=message.device,
         device_name=message.device_name,
+        device_memory_bytes=message.device_memory_bytes,
         backend=message.backend,
         threads=message.threads,
         processes=message.processes,

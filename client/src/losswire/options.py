@@ -29,7 +29,8 @@ class Options:
     """The options of `Client.cross_entropy`, which documents them, as Python and as the wire have them.
 
     Attributes:
-        encoded: The options as a serialised `CrossEntropyOptions`.
+        run: The run that the server counts the evaluation under; None for none.
+        encoded: The options as a serialised `CrossEntropyOptions`, which has no room for `checksum` and `run`.
         returned: The `Output` numbers that the server returns: those asked for and, without a reduction, the loss.
 
     Raises:
@@ -46,11 +47,13 @@ class Options:
     empty_mean: str = "nan"
     check_probabilities: bool = False
     checksum: bool = False
+    run: str | None = None
     encoded: bytes = field(init=False, repr=False, compare=False)
     returned: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _flag(self.checksum, "checksum")
+        run_name(self.run)
         message = CrossEntropyOptions(
             ignore_index=_integer(self.ignore_index, 64, "ignore_index"),
             reduction=_choice(self.reduction, REDUCTIONS, "reduction"),
@@ -100,6 +103,20 @@ def real(value: object, name: str) -> float:
         return float(value)
     except OverflowError:
         _refuse_value(name, "too large for a float", "a float")
+
+
+def run_name(run: str | None) -> str | None:
+    """The name of a run, or None for none. Which names it accepts is the server's to say.
+
+    Raises:
+        TypeError: if it is no string.
+        InvalidArgumentError: if it is empty, which would say that there is none.
+    """
+    if run is not None and not isinstance(run, str):
+        refuse_type("run", run, "a string or None")
+    if run == "":
+        _refuse_value("run", "empty", "a name, or None for no run")
+    return run
 
 
 def refuse_type(name: str, value: object, accepted: str) -> NoReturn:

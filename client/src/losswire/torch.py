@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from losswire.client import Client
 from losswire.errors import InvalidArgumentError
+from losswire.options import run_name
 from losswire.results import CrossEntropyResult
 from losswire.torch_gradient import index_gradient, probability_gradients
 
@@ -51,6 +52,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         client: The `losswire.Client` to use, or a target such as "localhost:50051" or "local:" to open one for this
             module. A deep copy shares the client. A pickled module carries only the target, and opens a client with
             default settings where it is loaded.
+        run: Name of the run to count evaluations under; see `losswire.Client`. Default: the client's.
         result_dtype: dtype of the result. Default None is PyTorch's choice, the dtype of the logits (or, with class
             probabilities, what it promotes to); torch.float32 keeps the service's precision for half-precision logits.
 
@@ -72,15 +74,19 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         label_smoothing: float = 0.0,
         *,
         client: Client | str,
+        run: str | None = None,
         result_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        self.run = run_name(run)
         self.result_dtype = result_dtype
         self._service = _Service(client)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002 (PyTorch's name, also for keywords)
         """The loss of `input`, `(C)`, `(N, C)` or `(N, C, d1, …, dK)`, given class indices or probabilities."""
-        loss = _Loss(self._service, self.ignore_index, self.reduction, self.label_smoothing, self.result_dtype)
+        loss = _Loss(
+            self._service, self.ignore_index, self.reduction, self.label_smoothing, self.run, self.result_dtype
+        )
         if loss.may_be_refused_by_pytorch(input, target, self.weight):
             loss.raise_as_pytorch(input, target, self.weight)
         tensors = (input, target, self.weight)
@@ -97,6 +103,7 @@ class _Loss:
     ignore_index: int
     reduction: str
     label_smoothing: float
+    run: str | None
     result_dtype: torch.dtype | None
 
     def evaluate(self, logits: Tensor, target: Tensor, weight: Tensor | None, *outputs: str) -> CrossEntropyResult:
@@ -111,6 +118,7 @@ class _Loss:
                 reduction=self.reduction,
                 label_smoothing=float(self.label_smoothing),
                 outputs=outputs,
+                run=self.run,
             )
         except InvalidArgumentError:
             self.raise_as_pytorch(logits, target, weight)

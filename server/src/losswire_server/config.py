@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliApp,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -24,6 +25,8 @@ from pydantic_settings import (
 )
 
 from losswire.v1.framing import MESSAGE_BYTES
+from losswire_server.expected import parse_shapes
+from losswire_server.run_counters import DEFAULT_MAX_RUNS, NAME_RULE, is_run_name
 
 MIB: Final = 1024 * 1024
 
@@ -43,6 +46,28 @@ def _check_address(address: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
+
+
+def _check_shapes(text: str) -> str:
+    parse_shapes(text)
+    return text
+
+
+Shapes = Annotated[str, AfterValidator(_check_shapes)]
+
+
+def _split(names: object) -> object:
+    """A list as it is, and as flags and variables write it: with commas."""
+    return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
+
+
+def _check_run(name: str) -> str:
+    if not is_run_name(name):
+        raise ValueError(f"expected {NAME_RULE}")
+    return name
+
+
+RunName = Annotated[str, AfterValidator(_check_run)]
 
 
 class Config(BaseSettings):
@@ -72,6 +97,11 @@ class Config(BaseSettings):
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     backend: Literal["auto", "cpu", "gpu", "reference"] = Field("auto", description="Code that evaluates.")
+    warm_up: Shapes = Field(
+        "",
+        description="Shapes to compile and try before the server is ready, as TYPE:CLASSES or TYPE:CLASSESxPOSITIONS, "
+        "with commas between: bfloat16:128256,float32:19x262144. A GPU is tried with float32:10 in any case.",
+    )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads for one evaluation; 0 takes all cores.")
     processes: int = Field(
         1,
@@ -116,6 +146,15 @@ class Config(BaseSettings):
     )
     trace_ratio: float = Field(
         1.0, ge=0, le=1, description="Share of calls that are traced, of those whose caller has not decided."
+    )
+    runs: Annotated[tuple[RunName, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="Runs that requests may name, with commas between; others are refused. Default: any."
+    )
+    max_runs: int = Field(
+        DEFAULT_MAX_RUNS,
+        ge=1,
+        le=10_000,
+        description='Runs with counters of their own where --runs does not list them; the rest are "other".',
     )
 
     log_format: Literal["auto", "json", "console"] = Field(

@@ -27,6 +27,14 @@ def open_device(name: str) -> torch.device:
     return device
 
 
+def device_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes of the device's memory that are used, by anyone, and bytes in all; 0 and 0 for a CPU."""
+    if device.type == "cpu":
+        return 0, 0
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free, total
+
+
 def device_name(device: torch.device) -> str:
     """What the maker calls the device; empty where that is unknown."""
     if device.type == "cuda":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, NoReturn
 
@@ -29,12 +30,12 @@ class DeviceLoss:
     Attributes:
         cause: Whether it failed, or did not answer.
         why: The same in a few words.
-        trace: Where in the code.
+        trace: Tells where in the code, which takes a while.
     """
 
     cause: Literal["error", "hang"]
     why: str
-    trace: str
+    trace: Callable[[], str]
 
 
 class DeviceFailedError(Exception):

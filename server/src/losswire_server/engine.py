@@ -216,8 +216,7 @@ class Engine:
             return outcome
         fault = fault_of(outcome)
         if fault is Fault.DEVICE_LOST:
-            trace = "".join(traceback.format_exception(outcome))
-            self._lose(DeviceLoss("error", _first_line(outcome), trace))
+            self._lose(DeviceLoss("error", _first_line(outcome), lambda: "".join(traceback.format_exception(outcome))))
             return DeviceLostError()
         request_id = task.caller.request_id
         if fault is Fault.OUT_OF_MEMORY:
@@ -229,8 +228,8 @@ class Engine:
 
     def _hung(self) -> None:
         frame = sys._current_frames().get(self._thread.ident or 0)
-        trace = "".join(traceback.format_stack(frame)) if frame else ""
-        self._lose(DeviceLoss("hang", f"a call has not returned for {self._watchdog_s:g} s", trace))
+        why = f"a call has not returned for {self._watchdog_s:g} s"
+        self._lose(DeviceLoss("hang", why, lambda: "".join(traceback.format_stack(frame))))
 
     def _lose(self, loss: DeviceLoss) -> None:
         with self._losing:

@@ -69,6 +69,7 @@ class Request:
     weight: TensorField | None
     weight_digest: bytes | None
     options: CrossEntropyOptions
+    run: str = ""
 
     @property
     def is_whole(self) -> bool:
@@ -162,6 +163,7 @@ def _decode_evaluation(
         weight=weight,
         weight_digest=parsed.weight_digest if parsed.HasField("weight_digest") else None,
         options=parsed.options,
+        run=parsed.run,
     )
 
 

@@ -9,7 +9,7 @@ from losswire.v1 import GetInfoResponse, Limits
 from losswire.v1.framing import MESSAGE_PAYLOAD_BYTES
 from losswire.v1.tensor_format import FLOATING, INDICES
 from losswire_server.config import Config
-from losswire_server.device import device_name
+from losswire_server.device import device_memory, device_name
 from losswire_server.losses.job import OUTPUTS
 from losswire_server.plan import output_number
 
@@ -35,4 +35,5 @@ def server_info(config: Config, device: torch.device, backend: str, processes: i
             stored_bytes=config.max_stored_bytes,
         ),
         processes=processes,
+        device_memory_bytes=device_memory(device)[1],
     )

@@ -23,6 +23,7 @@ from losswire_server.losses.faults import Fault, fault_of
 from losswire_server.losses.job import Job, Positions
 from losswire_server.losses.pending import Outcome
 from losswire_server.requests import check_whole
+from losswire_server.run_counters import RunCounters
 from losswire_server.validation import check_request, check_stored_tensor
 from losswire_server.weights import WeightStore
 from losswire_server.whole import WholeEvaluation
@@ -30,6 +31,8 @@ from losswire_server.whole import WholeEvaluation
 
 class InProcessServer:
     """Answers the messages of `LossService` with calls instead of connections. Safe to use from several threads.
+
+    A run is checked and then forgotten: nobody scrapes this process.
 
     Settings are those of `losswire-server` from the environment. Errors are raised as `ServiceError`, whose `code`,
     `details` and `trailing_metadata` are what the network would carry. A device that failed is lost to the process, and
@@ -41,6 +44,7 @@ class InProcessServer:
         device = open_device(self._config.device)
         self._backend = open_backend(self._config.backend, device)
         self._weights = WeightStore(self._config.max_stored_bytes)
+        self._runs = RunCounters(self._config.runs, self._config.max_runs)
         self._info = server_info(self._config, device, self._backend.name)
         # A backend is called by one thread at a time.
         self._turn = threading.Lock()
@@ -48,7 +52,7 @@ class InProcessServer:
 
     def evaluate(self, request: bytes) -> bytes:
         """The `EvaluateResponse` for an `EvaluateRequest`."""
-        whole = check_whole(decode_request(memoryview(request)))
+        whole = check_whole(self._admitted(decode_request(memoryview(request))))
         evaluation, seconds = WholeEvaluation(whole, self._weights), replies.StageSeconds()
         self._evaluate_ready(evaluation, seconds)
         return replies.response(evaluation, evaluation.totals(), seconds)
@@ -59,7 +63,7 @@ class InProcessServer:
         for message in messages:
             request = decode_first_frame(message)
             if request is not None:
-                yield from self._evaluate_from_stream(request, messages)
+                yield from self._evaluate_from_stream(self._admitted(request), messages)
 
     def _evaluate_from_stream(self, request: Request, messages: Iterator[memoryview]) -> Iterator[bytes]:
         evaluation, seconds = self._begin(request), replies.StageSeconds()
@@ -74,6 +78,10 @@ class InProcessServer:
             evaluation.check_complete()
         yield from outputs.ready(at_end=True)
         yield replies.result_frame(evaluation.totals(), seconds)
+
+    def _admitted(self, request: Request) -> Request:
+        self._runs.check(request.run)
+        return request
 
     def _begin(self, request: Request) -> Evaluation:
         if request.is_whole:

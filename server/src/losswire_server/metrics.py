@@ -1,13 +1,15 @@
 """Every Prometheus instrument, built on a registry it is given.
 
 Names follow https://prometheus.io/docs/practices/naming/: one prefix, base units, `_total` on counters. Every label has
-a fixed set of values, all of which exist from the start, so that rates begin at 0 and no caller can add a series.
+a fixed set of values, all of which exist from the start, so that rates begin at 0 and no caller can add a series; but
+for the runs that callers name, of which there is a bounded number (`run_counters`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -25,6 +27,7 @@ from prometheus_client import (
 from losswire.v1 import ErrorReason
 from losswire.v1.tensor_format import FLOATING, dtype_name
 from losswire_server.ledger import Ledger
+from losswire_server.run_counters import RunCounters
 
 if TYPE_CHECKING:
     from losswire_server.evaluation import Totals
@@ -69,15 +72,18 @@ class Metrics:
 
     Args:
         registry: Where they are registered, together with those of the process, the platform and the garbage collector.
+        runs: Those of the runs that requests name. Default: `RunCounters()`.
 
     Attributes:
         ledger: Takes the observations of the hot path.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, runs: RunCounters | None = None) -> None:
         self.registry = registry
         self.ledger = Ledger()
         registry.register(self.ledger)
+        self.runs = runs or RunCounters()
+        registry.register(self.runs)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -175,6 +181,12 @@ class Metrics:
             registry=registry,
         )
         self.device_lost = {cause: device_lost.labels(cause) for cause in DEVICE_LOST}
+        self._device_memory = Gauge(
+            "losswire_device_memory_bytes",
+            "Memory of the device, used by anyone (used) and in all (total); absent where the CPU evaluates.",
+            ["kind"],
+            registry=registry,
+        )
         self.loop_delay = Histogram(
             "losswire_loop_delay_seconds",
             "Time by which the event loop is late, looked at several times a second.",
@@ -214,6 +226,18 @@ class Metrics:
         self.batch_bytes.observe(byte_count)
         for stage, seconds in stage_s.items():
             self.device_stage_duration[stage].observe(seconds)
+
+    def watch_device_memory(self, memory: Callable[[], tuple[int, int]]) -> None:
+        """Export the memory of a device: bytes that are used, and bytes in all, whenever someone looks."""
+
+        def part(index: int) -> float:
+            try:
+                return memory()[index]
+            except RuntimeError:  # The device is lost, and the other instruments say so.
+                return math.nan
+
+        for index, kind in enumerate(("used", "total")):
+            self._device_memory.labels(kind).set_function(partial(part, index))
 
     def describe(self, build: dict[str, str], device: dict[str, str]) -> None:
         """Export what runs, and on what, as the labels of two constant series."""

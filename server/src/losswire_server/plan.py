@@ -54,6 +54,7 @@ class Plan:
         positions_shape: Shape of the per-position results: `()`, `(N)` or `(N, d1, …, dK)`.
         weight: The class weights that come with the request; None when there are none or a digest names them.
         outputs: What to return for every position, in order; with reduction "none" it includes "loss".
+        run: Whose counters the evaluation is added to; None for none.
     """
 
     samples: int
@@ -72,6 +73,7 @@ class Plan:
     outputs: tuple[str, ...]
     top_k: int
     check_probabilities: bool
+    run: str | None = None
 
     @property
     def positions(self) -> int:

@@ -9,6 +9,7 @@ from losswire_server.call import Call
 from losswire_server.engine import Engine
 from losswire_server.evaluation import Evaluation, Totals
 from losswire_server.replies import StageSeconds
+from losswire_server.tally import Tally
 from losswire_server.tasks import Task
 from losswire_server.tracing import Evaluated, Moments
 
@@ -36,6 +37,7 @@ class Run:
         self._failure: Exception | None = None
         self._settled: asyncio.Future[None] | None = None
         self._at_most = 0
+        self._tally = Tally() if evaluation.plan.run is not None else None
 
     @property
     def held_bytes(self) -> int:
@@ -79,6 +81,8 @@ class Run:
         replied_at = time.monotonic()
         self.seconds.reply = replied_at - max(self._received_at, self._finished_at)
         metrics.ledger.note(metrics.evaluated, self.seconds.by_stage(), totals, plan, transport, self.call.exemplar)
+        if self._tally is not None:
+            metrics.ledger.note(metrics.runs.add, plan.run, self._tally.sums(totals))
         if trace is not None:
             trace.evaluated(Evaluated(transport, plan, totals, self._moments(replied_at)))
 
@@ -114,5 +118,7 @@ class Run:
         elif task.outcome is not None:
             try:
                 self.evaluation.absorb(task.outcome)
+                if self._tally is not None:
+                    self._tally.add(task.outcome)
             except Exception as error:  # Else the call would wait for its jobs until its deadline.
                 self._failure = error

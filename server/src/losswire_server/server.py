@@ -17,15 +17,18 @@ from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.admission import ByteBudget
 from losswire_server.call import Lobby
 from losswire_server.config import Config
-from losswire_server.device import open_device
+from losswire_server.device import device_memory, open_device
 from losswire_server.device_loss import FLUSH_S, DeviceFailedError, DeviceLoss
 from losswire_server.engine import Engine
+from losswire_server.expected import parse_shapes
 from losswire_server.health import SERVICE
 from losswire_server.info import server_info
 from losswire_server.loop_delay import LoopDelay
 from losswire_server.losses.cross_entropy import open_backend
+from losswire_server.losses.warm_up import ALWAYS, warm_up
 from losswire_server.metrics import Metrics
 from losswire_server.ports import StartError, with_port
+from losswire_server.run_counters import RunCounters
 from losswire_server.servicer import Servicer
 from losswire_server.tls import certificate_expiries, server_credentials
 from losswire_server.tracing import open_tracing
@@ -75,14 +78,14 @@ class Server:
     def __init__(self, config: Config, share_port: bool = False) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
-        device = open_device(config.device)
-        backend = open_backend(config.backend, device)
+        self._device = open_device(config.device)
+        self._backend = backend = open_backend(config.backend, self._device)
         self.config = config
-        self.info = server_info(config, device, backend.name, config.processes)
+        self.info = server_info(config, self._device, backend.name, config.processes)
         # When each series began is of no use to anyone here, and doubles the page.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = prometheus_client.CollectorRegistry()
-        self._metrics = Metrics(self.registry)
+        self._metrics = Metrics(self.registry, RunCounters(config.runs, config.max_runs))
         self._tracing = open_tracing(config)
         self._lobby = Lobby(
             config,
@@ -100,12 +103,19 @@ class Server:
         self._describe()
 
     async def start(self, on_device_lost: Callable[[DeviceLoss], None]) -> None:
-        """Serve.
+        """Evaluate what is to be expected, and then serve.
 
         Args:
             on_device_lost: Called when the device is lost, at once and on any thread: health is to report not ready,
                 and `drain` to be called.
+
+        Raises:
+            WarmUpError: if the backend does not work.
         """
+        shapes = parse_shapes(self.config.warm_up)
+        if self._backend.name == "gpu":
+            shapes.insert(0, ALWAYS)
+        await asyncio.to_thread(warm_up, self._backend, shapes)
         self._tell = on_device_lost
         self._engine.start()
         self._loop_delay.start()
@@ -155,7 +165,7 @@ class Server:
             self._tell(loss)
         finally:
             self._loop.call_soon_threadsafe(self._lobby.fail)
-            _log.error("device lost", cause=loss.cause, why=loss.why, trace=loss.trace)
+            _log.error("device lost", cause=loss.cause, why=loss.why, trace=loss.trace())
 
     def _open_data_server(self, share_port: bool) -> grpc.aio.Server:
         own = (
@@ -188,6 +198,8 @@ class Server:
         metrics.max_inflight_bytes.set(budget.capacity_bytes)
         metrics.waiting_requests.set_function(lambda: budget.waiting)
         metrics.stored_bytes.set_function(lambda: self._weights.used_bytes)
+        if self._device.type != "cpu":
+            metrics.watch_device_memory(lambda: device_memory(self._device))
         metrics.describe(
             build={"version": self.info.version, "torch": self.info.torch_version, "grpc": grpc.__version__},
             device={"device": self.info.device, "name": self.info.device_name, "backend": self.info.backend},

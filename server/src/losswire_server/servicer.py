@@ -20,12 +20,13 @@ from losswire_server.engine import Engine
 from losswire_server.errors import TooLargeError
 from losswire_server.evaluation import Evaluation, Totals, totals_of
 from losswire_server.framed import FramedEvaluation
-from losswire_server.frames import decode_chunk, decode_first_frame, decode_put_tensor, decode_request
+from losswire_server.frames import Request, decode_chunk, decode_first_frame, decode_put_tensor, decode_request
 from losswire_server.health import SERVICE
 from losswire_server.plan import Plan
 from losswire_server.replies import StageSeconds
-from losswire_server.requests import Kind, KnownRequests
+from losswire_server.requests import Kind, KnownRequests, WholeRequest
 from losswire_server.run import Run
+from losswire_server.run_counters import RunSums, is_countable
 from losswire_server.tracing import Evaluated
 from losswire_server.validation import check_request, check_stored_tensor
 from losswire_server.weights import WeightStore
@@ -76,7 +77,10 @@ class Servicer:
             reply = replies.short_response(*result)
             self._observe(call, "message", kind.plan, *result)
             return reply
-        request = kind.request(message) if kind else self._known.learn(message, decode_request(memoryview(message)))
+        if kind is not None:
+            request = kind.request(message)
+        else:
+            request = self._learn(self._known, message, decode_request(memoryview(message)))
         self._check_reply_fits(request.plan)
         run = Run(call, self._engine, WholeEvaluation(request, self._weights))
         totals = await self._finish(run)
@@ -93,7 +97,7 @@ class Servicer:
             sums = kind.in_place(message)
         except MemoryError:  # There may be enough when it is its turn.
             return None
-        if sums is None:
+        if sums is None or (kind.plan.run is not None and not is_countable(sums.loss_sum, sums.weight_sum)):
             return None
         admit_s = call.take_admit_s()
         seconds = StageSeconds(admit_s, received_at - call.began_at - admit_s, compute=time.monotonic() - received_at)
@@ -103,8 +107,16 @@ class Servicer:
         """Export what was evaluated in place."""
         metrics = self._lobby.metrics
         metrics.ledger.note(metrics.evaluated, seconds.by_stage(), totals, plan, transport, call.exemplar)
+        if plan.run is not None:
+            sums = RunSums(totals.loss_sum, totals.weight_sum, totals.counted, totals.ignored)
+            metrics.ledger.note(metrics.runs.add, plan.run, sums)
         if call.trace is not None:
             call.trace.evaluated(Evaluated(transport, plan, totals, seconds.in_a_row(call.began_at)))
+
+    def _learn(self, known: KnownRequests, message: bytes, request: Request) -> WholeRequest:
+        # Before its kind is remembered, for then it is not checked again.
+        self._lobby.metrics.runs.check(request.run)
+        return known.learn(message, request)
 
     async def _evaluate_stream(self, call: Call) -> None:
         message = await call.receive()
@@ -140,7 +152,8 @@ class Servicer:
         if request is None:
             return None
         if request.is_whole:
-            return WholeEvaluation(self._known_frames.learn(message, request), self._weights)
+            return WholeEvaluation(self._learn(self._known_frames, message, request), self._weights)
+        self._lobby.metrics.runs.check(request.run)
         return FramedEvaluation(check_request(request), self._weights, self._lobby.config.max_evaluation_bytes)
 
     async def _finish(self, run: Run) -> Totals:

@@ -11,6 +11,7 @@ from losswire_server.config import Config
 from losswire_server.device import DeviceError
 from losswire_server.device_loss import DeviceLoss, exit_soon
 from losswire_server.losses.cpu import BackendMissingError
+from losswire_server.losses.warm_up import WarmUpError
 from losswire_server.ports import SidePorts, StartError
 from losswire_server.server import Server
 from losswire_server.signals import stop_signals
@@ -18,7 +19,14 @@ from losswire_server.summary import Addresses, announce
 from losswire_server.tls import CertificateError
 from losswire_server.tracing import TracingError
 
-START_ERRORS: Final = (StartError, CertificateError, DeviceError, BackendMissingError, TracingError)
+START_ERRORS: Final = (
+    StartError,
+    CertificateError,
+    DeviceError,
+    BackendMissingError,
+    WarmUpError,
+    TracingError,
+)
 """What is raised when a server cannot start, each with one line for a person."""
 
 _log = structlog.get_logger()

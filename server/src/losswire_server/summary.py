@@ -46,7 +46,7 @@ def print_summary(config: Config, info: GetInfoResponse, addresses: Addresses) -
         "health, info": addresses.health_address,
         "metrics": f"http://{addresses.metrics_address}/metrics",
         "processes": f"{info.processes}, each with the limits below",
-        "device": f"{info.device} ({info.device_name}), {info.threads} threads",
+        "device": f"{info.device} ({_device(info)})",
         "backend": f"{info.backend}, PyTorch {info.torch_version}",
         "one message": f"{_mib(limits.message_bytes)} of tensors; more streams",
         "one evaluation": f"{_mib(limits.evaluation_bytes)} held at once",
@@ -61,6 +61,13 @@ def print_summary(config: Config, info: GetInfoResponse, addresses: Addresses) -
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"losswire-server {info.version}", style="bold")
     console.print(table)
+
+
+def _device(info: GetInfoResponse) -> str:
+    """What the maker calls the device, and how much of what decides its speed there is."""
+    if info.device_memory_bytes:
+        return f"{info.device_name}, {info.device_memory_bytes / 2**30:.0f} GiB"
+    return f"{info.device_name}, {info.threads} threads"
 
 
 def _mib(byte_count: int) -> str:

@@ -90,6 +90,7 @@ def check_request(request: Request) -> Plan:
         outputs=_check_outputs(options, reduction, probabilities),
         top_k=_check_top_k(options),
         check_probabilities=_check_check_probabilities(options, probabilities),
+        run=request.run or None,
     )
 
 

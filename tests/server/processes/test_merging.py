@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from losswire_server.metrics import Metrics
 from losswire_server.processes.link import Family, Report, collect, decode_report, encode
 from losswire_server.processes.merging import MetricsMerger
+from losswire_server.run_counters import RunSums
 
 
 @pytest.fixture
@@ -147,3 +148,37 @@ def test_the_page_has_the_instruments_and_series_of_one_process(processes: list[
     merged = series(generate_latest(merge(MetricsMerger(), *processes)).decode())
     assert alone - merged == {("losswire_ready", "{}")}
     assert merged - alone == set()
+
+
+def test_runs_are_bounded_over_all_processes_and_a_name_once_shown_stays(processes: list[Metrics]) -> None:
+    merger = MetricsMerger(max_runs=2)
+    for metrics, names in zip(processes, (("a", "b"), ("b", "c")), strict=True):
+        for name in names:
+            metrics.runs.add(name, RunSums(2.0, 1.0, 1, 0))
+    ended, living = processes
+    for _ in range(2):
+        merged = merge(merger, ended, living)
+        evaluations = {run: merged.get_sample_value("losswire_loss_evaluations_total", {"run": run}) for run in "abc"}
+        assert evaluations == {"a": 1, "b": 2, "c": None}
+        assert merged.get_sample_value("losswire_loss_evaluations_total", {"run": "other"}) == 1
+    merger.retire("0", told(ended))
+    merged = merge(merger, living)
+    assert merged.get_sample_value("losswire_loss_evaluations_total", {"run": "a"}) == 1
+    assert merged.get_sample_value("losswire_loss_evaluations_total", {"run": "b"}) == 2
+
+
+def test_no_counter_falls_by_a_digit_when_a_process_ends(processes: list[Metrics]) -> None:
+    # Added in the order of the processes they make 1.7000000000000002, and in that of their ends 1.7.
+    processes += [Metrics(CollectorRegistry())]
+    for metrics, seconds in zip(processes, (0.9, 0.7, 0.1), strict=True):
+        metrics.stage_duration["queue"].observe(seconds)
+    merger = MetricsMerger()
+    series = "losswire_stage_duration_seconds_sum", {"stage": "queue"}
+    before = merge(merger, *processes).get_sample_value(*series)
+    for number in (1, 2):
+        merger.retire(str(number), told(processes[number]))
+    after = merge(merger, processes[0]).get_sample_value(*series)
+    assert before is not None
+    assert after is not None
+    assert before > 0.7 + 0.1 + 0.9
+    assert after >= before

@@ -65,6 +65,9 @@ def evaluate(
         bool, typer.Option("--check-probabilities", help="Refuse class probabilities that do not sum to 1.")
     ] = False,
     checksum: Annotated[bool, typer.Option("--checksum", help="Let the server check the bytes it received.")] = False,
+    run: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Run that the server counts the losses under, for Prometheus.")
+    ] = None,
     logits_name: Annotated[str, typer.Option(help="Name of the logits inside the file.")] = "logits",
     target_name: Annotated[str, typer.Option(help="Name of the target inside the file.")] = "target",
     weight_name: Annotated[str, typer.Option(help="Name of the weight inside the file.")] = "weight",
@@ -87,6 +90,7 @@ def evaluate(
         "empty_mean": empty_mean.value,
         "check_probabilities": check_probabilities,
         "checksum": checksum,
+        "run": run,
     }
     with open_client(context, server, timeout_s) as client:
         client.ping()  # A wrong address is told at once. Later on, calls wait for a server that restarts.

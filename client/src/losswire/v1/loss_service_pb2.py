@@ -25,49 +25,49 @@ _sym_db = _symbol_database.Default()
 from losswire.v1 import tensor_pb2 as losswire_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1elosswire/v1/loss_service.proto\x12\x0blosswire.v1\x1a\x18losswire/v1/tensor.proto\"\x92\x02\n\x13\x43rossEntropyOptions\x12\x19\n\x0cignore_index\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12)\n\treduction\x18\x02 \x01(\x0e\x32\x16.losswire.v1.Reduction\x12\x17\n\x0flabel_smoothing\x18\x03 \x01(\x01\x12*\n\nempty_mean\x18\x04 \x01(\x0e\x32\x16.losswire.v1.EmptyMean\x12$\n\x07outputs\x18\x05 \x03(\x0e\x32\x13.losswire.v1.Output\x12\x12\n\x05top_k\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x1b\n\x13\x63heck_probabilities\x18\x07 \x01(\x08\x42\x0f\n\r_ignore_indexB\x08\n\x06_top_k\"\xa8\x02\n\x0f\x45valuateRequest\x12#\n\x06logits\x18\x01 \x01(\x0b\x32\x13.losswire.v1.Tensor\x12,\n\rclass_indices\x18\x02 \x01(\x0b\x32\x13.losswire.v1.TensorH\x00\x12\x32\n\x13\x63lass_probabilities\x18\x03 \x01(\x0b\x32\x13.losswire.v1.TensorH\x00\x12#\n\x06weight\x18\x04 \x01(\x0b\x32\x13.losswire.v1.Tensor\x12\x1a\n\rweight_digest\x18\x05 \x01(\x0cH\x01\x88\x01\x01\x12\x31\n\x07options\x18\x06 \x01(\x0b\x32 .losswire.v1.CrossEntropyOptionsB\x08\n\x06targetB\x10\n\x0e_weight_digest\"C\n\x10\x45valuateResponse\x12/\n\x06result\x18\x01 \x01(\x0b\x32\x1f.losswire.v1.CrossEntropyResult\"\xbf\x02\n\x0e\x45valuateHeader\x12)\n\x06logits\x18\x01 \x01(\x0b\x32\x19.losswire.v1.TensorHeader\x12\x32\n\rclass_indices\x18\x02 \x01(\x0b\x32\x19.losswire.v1.TensorHeaderH\x00\x12\x38\n\x13\x63lass_probabilities\x18\x03 \x01(\x0b\x32\x19.losswire.v1.TensorHeaderH\x00\x12)\n\x06weight\x18\x04 \x01(\x0b\x32\x19.losswire.v1.TensorHeader\x12\x1a\n\rweight_digest\x18\x05 \x01(\x0cH\x01\x88\x01\x01\x12\x31\n\x07options\x18\x06 \x01(\x0b\x32 .losswire.v1.CrossEntropyOptionsB\x08\n\x06targetB\x10\n\x0e_weight_digest\"\xb6\x01\n\x15\x45valuateStreamRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.losswire.v1.EvaluateHeaderH\x00\x12\x10\n\x06weight\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06target\x18\x03 \x01(\x0cH\x00\x12\x10\n\x06logits\x18\x04 \x01(\x0cH\x00\x12/\n\x07request\x18\x05 \x01(\x0b\x32\x1c.losswire.v1.EvaluateRequestH\x00\x42\x07\n\x05\x66rame\"\x80\x01\n\x16\x45valuateStreamResponse\x12*\n\x06output\x18\x01 \x01(\x0b\x32\x18.losswire.v1.OutputChunkH\x00\x12\x31\n\x06result\x18\x02 \x01(\x0b\x32\x1f.losswire.v1.CrossEntropyResultH\x00\x42\x07\n\x05\x66rame\"\xcb\x01\n\x12\x43rossEntropyResult\x12\x11\n\x04loss\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08loss_sum\x18\x02 \x01(\x01\x12\x12\n\nweight_sum\x18\x03 \x01(\x01\x12\x0f\n\x07\x63ounted\x18\x04 \x01(\x03\x12\x0f\n\x07ignored\x18\x05 \x01(\x03\x12*\n\x07outputs\x18\x06 \x03(\x0b\x32\x19.losswire.v1.OutputTensor\x12%\n\x07timings\x18\x07 \x01(\x0b\x32\x14.losswire.v1.TimingsB\x07\n\x05_loss\"X\n\x0cOutputTensor\x12#\n\x06output\x18\x01 \x01(\x0e\x32\x13.losswire.v1.Output\x12#\n\x06values\x18\x02 \x01(\x0b\x32\x13.losswire.v1.Tensor\"x\n\x0bOutputChunk\x12#\n\x06output\x18\x01 \x01(\x0e\x32\x13.losswire.v1.Output\x12$\n\x05\x64type\x18\x02 \x01(\x0e\x32\x15.losswire.v1.DataType\x12\x10\n\x08position\x18\x03 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"@\n\x07Timings\x12\x11\n\treceive_s\x18\x01 \x01(\x01\x12\x0f\n\x07queue_s\x18\x02 \x01(\x01\x12\x11\n\tcompute_s\x18\x03 \x01(\x01\"7\n\x10PutTensorRequest\x12#\n\x06tensor\x18\x01 \x01(\x0b\x32\x13.losswire.v1.Tensor\"#\n\x11PutTensorResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"\x10\n\x0eGetInfoRequest\"\xbb\x02\n\x0fGetInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x15\n\rtorch_version\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x0f\n\x07threads\x18\x06 \x01(\x05\x12.\n\x0f\x66loating_dtypes\x18\x07 \x03(\x0e\x32\x15.losswire.v1.DataType\x12+\n\x0cindex_dtypes\x18\x08 \x03(\x0e\x32\x15.losswire.v1.DataType\x12$\n\x07outputs\x18\t \x03(\x0e\x32\x13.losswire.v1.Output\x12#\n\x06limits\x18\n \x01(\x0b\x32\x13.losswire.v1.Limits\x12\x11\n\tprocesses\x18\x0b \x01(\x05\"\x96\x01\n\x06Limits\x12\x15\n\rmessage_bytes\x18\x01 \x01(\x03\x12\x18\n\x10\x65valuation_bytes\x18\x02 \x01(\x03\x12\x16\n\x0einflight_bytes\x18\x03 \x01(\x03\x12\x15\n\rwaiting_calls\x18\x04 \x01(\x05\x12\x16\n\x0e\x62ody_timeout_s\x18\x05 \x01(\x01\x12\x14\n\x0cstored_bytes\x18\x06 \x01(\x03*a\n\tReduction\x12\x19\n\x15REDUCTION_UNSPECIFIED\x10\x00\x12\x12\n\x0eREDUCTION_NONE\x10\x01\x12\x12\n\x0eREDUCTION_MEAN\x10\x02\x12\x11\n\rREDUCTION_SUM\x10\x03*f\n\tEmptyMean\x12\x1a\n\x16\x45MPTY_MEAN_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x45MPTY_MEAN_NAN\x10\x01\x12\x13\n\x0f\x45MPTY_MEAN_ZERO\x10\x02\x12\x14\n\x10\x45MPTY_MEAN_ERROR\x10\x03*\xdf\x01\n\x06Output\x12\x16\n\x12OUTPUT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bOUTPUT_LOSS\x10\x01\x12\x14\n\x10OUTPUT_LOGSUMEXP\x10\x02\x12\x19\n\x15OUTPUT_TARGET_LOGPROB\x10\x03\x12\x16\n\x12OUTPUT_TARGET_RANK\x10\x04\x12\x11\n\rOUTPUT_ARGMAX\x10\x05\x12\x0f\n\x0bOUTPUT_TOP1\x10\x06\x12\x0f\n\x0bOUTPUT_TOPK\x10\x07\x12\x12\n\x0eOUTPUT_ENTROPY\x10\x08\x12\x1a\n\x16OUTPUT_MAX_PROBABILITY\x10\t2\xc7\x02\n\x0bLossService\x12G\n\x08\x45valuate\x12\x1c.losswire.v1.EvaluateRequest\x1a\x1d.losswire.v1.EvaluateResponse\x12]\n\x0e\x45valuateStream\x12\".losswire.v1.EvaluateStreamRequest\x1a#.losswire.v1.EvaluateStreamResponse(\x01\x30\x01\x12J\n\tPutTensor\x12\x1d.losswire.v1.PutTensorRequest\x1a\x1e.losswire.v1.PutTensorResponse\x12\x44\n\x07GetInfo\x12\x1b.losswire.v1.GetInfoRequest\x1a\x1c.losswire.v1.GetInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1elosswire/v1/loss_service.proto\x12\x0blosswire.v1\x1a\x18losswire/v1/tensor.proto\"\x92\x02\n\x13\x43rossEntropyOptions\x12\x19\n\x0cignore_index\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12)\n\treduction\x18\x02 \x01(\x0e\x32\x16.losswire.v1.Reduction\x12\x17\n\x0flabel_smoothing\x18\x03 \x01(\x01\x12*\n\nempty_mean\x18\x04 \x01(\x0e\x32\x16.losswire.v1.EmptyMean\x12$\n\x07outputs\x18\x05 \x03(\x0e\x32\x13.losswire.v1.Output\x12\x12\n\x05top_k\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x1b\n\x13\x63heck_probabilities\x18\x07 \x01(\x08\x42\x0f\n\r_ignore_indexB\x08\n\x06_top_k\"\xb5\x02\n\x0f\x45valuateRequest\x12#\n\x06logits\x18\x01 \x01(\x0b\x32\x13.losswire.v1.Tensor\x12,\n\rclass_indices\x18\x02 \x01(\x0b\x32\x13.losswire.v1.TensorH\x00\x12\x32\n\x13\x63lass_probabilities\x18\x03 \x01(\x0b\x32\x13.losswire.v1.TensorH\x00\x12#\n\x06weight\x18\x04 \x01(\x0b\x32\x13.losswire.v1.Tensor\x12\x1a\n\rweight_digest\x18\x05 \x01(\x0cH\x01\x88\x01\x01\x12\x31\n\x07options\x18\x06 \x01(\x0b\x32 .losswire.v1.CrossEntropyOptions\x12\x0b\n\x03run\x18\x07 \x01(\tB\x08\n\x06targetB\x10\n\x0e_weight_digest\"C\n\x10\x45valuateResponse\x12/\n\x06result\x18\x01 \x01(\x0b\x32\x1f.losswire.v1.CrossEntropyResult\"\xcc\x02\n\x0e\x45valuateHeader\x12)\n\x06logits\x18\x01 \x01(\x0b\x32\x19.losswire.v1.TensorHeader\x12\x32\n\rclass_indices\x18\x02 \x01(\x0b\x32\x19.losswire.v1.TensorHeaderH\x00\x12\x38\n\x13\x63lass_probabilities\x18\x03 \x01(\x0b\x32\x19.losswire.v1.TensorHeaderH\x00\x12)\n\x06weight\x18\x04 \x01(\x0b\x32\x19.losswire.v1.TensorHeader\x12\x1a\n\rweight_digest\x18\x05 \x01(\x0cH\x01\x88\x01\x01\x12\x31\n\x07options\x18\x06 \x01(\x0b\x32 .losswire.v1.CrossEntropyOptions\x12\x0b\n\x03run\x18\x07 \x01(\tB\x08\n\x06targetB\x10\n\x0e_weight_digest\"\xb6\x01\n\x15\x45valuateStreamRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.losswire.v1.EvaluateHeaderH\x00\x12\x10\n\x06weight\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06target\x18\x03 \x01(\x0cH\x00\x12\x10\n\x06logits\x18\x04 \x01(\x0cH\x00\x12/\n\x07request\x18\x05 \x01(\x0b\x32\x1c.losswire.v1.EvaluateRequestH\x00\x42\x07\n\x05\x66rame\"\x80\x01\n\x16\x45valuateStreamResponse\x12*\n\x06output\x18\x01 \x01(\x0b\x32\x18.losswire.v1.OutputChunkH\x00\x12\x31\n\x06result\x18\x02 \x01(\x0b\x32\x1f.losswire.v1.CrossEntropyResultH\x00\x42\x07\n\x05\x66rame\"\xcb\x01\n\x12\x43rossEntropyResult\x12\x11\n\x04loss\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08loss_sum\x18\x02 \x01(\x01\x12\x12\n\nweight_sum\x18\x03 \x01(\x01\x12\x0f\n\x07\x63ounted\x18\x04 \x01(\x03\x12\x0f\n\x07ignored\x18\x05 \x01(\x03\x12*\n\x07outputs\x18\x06 \x03(\x0b\x32\x19.losswire.v1.OutputTensor\x12%\n\x07timings\x18\x07 \x01(\x0b\x32\x14.losswire.v1.TimingsB\x07\n\x05_loss\"X\n\x0cOutputTensor\x12#\n\x06output\x18\x01 \x01(\x0e\x32\x13.losswire.v1.Output\x12#\n\x06values\x18\x02 \x01(\x0b\x32\x13.losswire.v1.Tensor\"x\n\x0bOutputChunk\x12#\n\x06output\x18\x01 \x01(\x0e\x32\x13.losswire.v1.Output\x12$\n\x05\x64type\x18\x02 \x01(\x0e\x32\x15.losswire.v1.DataType\x12\x10\n\x08position\x18\x03 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"@\n\x07Timings\x12\x11\n\treceive_s\x18\x01 \x01(\x01\x12\x0f\n\x07queue_s\x18\x02 \x01(\x01\x12\x11\n\tcompute_s\x18\x03 \x01(\x01\"7\n\x10PutTensorRequest\x12#\n\x06tensor\x18\x01 \x01(\x0b\x32\x13.losswire.v1.Tensor\"#\n\x11PutTensorResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"\x10\n\x0eGetInfoRequest\"\xd8\x02\n\x0fGetInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x15\n\rtorch_version\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x0f\n\x07threads\x18\x06 \x01(\x05\x12.\n\x0f\x66loating_dtypes\x18\x07 \x03(\x0e\x32\x15.losswire.v1.DataType\x12+\n\x0cindex_dtypes\x18\x08 \x03(\x0e\x32\x15.losswire.v1.DataType\x12$\n\x07outputs\x18\t \x03(\x0e\x32\x13.losswire.v1.Output\x12#\n\x06limits\x18\n \x01(\x0b\x32\x13.losswire.v1.Limits\x12\x11\n\tprocesses\x18\x0b \x01(\x05\x12\x1b\n\x13\x64\x65vice_memory_bytes\x18\x0c \x01(\x03\"\x96\x01\n\x06Limits\x12\x15\n\rmessage_bytes\x18\x01 \x01(\x03\x12\x18\n\x10\x65valuation_bytes\x18\x02 \x01(\x03\x12\x16\n\x0einflight_bytes\x18\x03 \x01(\x03\x12\x15\n\rwaiting_calls\x18\x04 \x01(\x05\x12\x16\n\x0e\x62ody_timeout_s\x18\x05 \x01(\x01\x12\x14\n\x0cstored_bytes\x18\x06 \x01(\x03*a\n\tReduction\x12\x19\n\x15REDUCTION_UNSPECIFIED\x10\x00\x12\x12\n\x0eREDUCTION_NONE\x10\x01\x12\x12\n\x0eREDUCTION_MEAN\x10\x02\x12\x11\n\rREDUCTION_SUM\x10\x03*f\n\tEmptyMean\x12\x1a\n\x16\x45MPTY_MEAN_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x45MPTY_MEAN_NAN\x10\x01\x12\x13\n\x0f\x45MPTY_MEAN_ZERO\x10\x02\x12\x14\n\x10\x45MPTY_MEAN_ERROR\x10\x03*\xdf\x01\n\x06Output\x12\x16\n\x12OUTPUT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bOUTPUT_LOSS\x10\x01\x12\x14\n\x10OUTPUT_LOGSUMEXP\x10\x02\x12\x19\n\x15OUTPUT_TARGET_LOGPROB\x10\x03\x12\x16\n\x12OUTPUT_TARGET_RANK\x10\x04\x12\x11\n\rOUTPUT_ARGMAX\x10\x05\x12\x0f\n\x0bOUTPUT_TOP1\x10\x06\x12\x0f\n\x0bOUTPUT_TOPK\x10\x07\x12\x12\n\x0eOUTPUT_ENTROPY\x10\x08\x12\x1a\n\x16OUTPUT_MAX_PROBABILITY\x10\t2\xc7\x02\n\x0bLossService\x12G\n\x08\x45valuate\x12\x1c.losswire.v1.EvaluateRequest\x1a\x1d.losswire.v1.EvaluateResponse\x12]\n\x0e\x45valuateStream\x12\".losswire.v1.EvaluateStreamRequest\x1a#.losswire.v1.EvaluateStreamResponse(\x01\x30\x01\x12J\n\tPutTensor\x12\x1d.losswire.v1.PutTensorRequest\x1a\x1e.losswire.v1.PutTensorResponse\x12\x44\n\x07GetInfo\x12\x1b.losswire.v1.GetInfoRequest\x1a\x1c.losswire.v1.GetInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'losswire.v1.loss_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REDUCTION']._serialized_start=2423
-  _globals['_REDUCTION']._serialized_end=2520
-  _globals['_EMPTYMEAN']._serialized_start=2522
-  _globals['_EMPTYMEAN']._serialized_end=2624
-  _globals['_OUTPUT']._serialized_start=2627
-  _globals['_OUTPUT']._serialized_end=2850
+  _globals['_REDUCTION']._serialized_start=2478
+  _globals['_REDUCTION']._serialized_end=2575
+  _globals['_EMPTYMEAN']._serialized_start=2577
+  _globals['_EMPTYMEAN']._serialized_end=2679
+  _globals['_OUTPUT']._serialized_start=2682
+  _globals['_OUTPUT']._serialized_end=2905
   _globals['_CROSSENTROPYOPTIONS']._serialized_start=74
   _globals['_CROSSENTROPYOPTIONS']._serialized_end=348
   _globals['_EVALUATEREQUEST']._serialized_start=351
-  _globals['_EVALUATEREQUEST']._serialized_end=647
-  _globals['_EVALUATERESPONSE']._serialized_start=649
-  _globals['_EVALUATERESPONSE']._serialized_end=716
-  _globals['_EVALUATEHEADER']._serialized_start=719
-  _globals['_EVALUATEHEADER']._serialized_end=1038
-  _globals['_EVALUATESTREAMREQUEST']._serialized_start=1041
-  _globals['_EVALUATESTREAMREQUEST']._serialized_end=1223
-  _globals['_EVALUATESTREAMRESPONSE']._serialized_start=1226
-  _globals['_EVALUATESTREAMRESPONSE']._serialized_end=1354
-  _globals['_CROSSENTROPYRESULT']._serialized_start=1357
-  _globals['_CROSSENTROPYRESULT']._serialized_end=1560
-  _globals['_OUTPUTTENSOR']._serialized_start=1562
-  _globals['_OUTPUTTENSOR']._serialized_end=1650
-  _globals['_OUTPUTCHUNK']._serialized_start=1652
-  _globals['_OUTPUTCHUNK']._serialized_end=1772
-  _globals['_TIMINGS']._serialized_start=1774
-  _globals['_TIMINGS']._serialized_end=1838
-  _globals['_PUTTENSORREQUEST']._serialized_start=1840
-  _globals['_PUTTENSORREQUEST']._serialized_end=1895
-  _globals['_PUTTENSORRESPONSE']._serialized_start=1897
-  _globals['_PUTTENSORRESPONSE']._serialized_end=1932
-  _globals['_GETINFOREQUEST']._serialized_start=1934
-  _globals['_GETINFOREQUEST']._serialized_end=1950
-  _globals['_GETINFORESPONSE']._serialized_start=1953
-  _globals['_GETINFORESPONSE']._serialized_end=2268
-  _globals['_LIMITS']._serialized_start=2271
-  _globals['_LIMITS']._serialized_end=2421
-  _globals['_LOSSSERVICE']._serialized_start=2853
-  _globals['_LOSSSERVICE']._serialized_end=3180
+  _globals['_EVALUATEREQUEST']._serialized_end=660
+  _globals['_EVALUATERESPONSE']._serialized_start=662
+  _globals['_EVALUATERESPONSE']._serialized_end=729
+  _globals['_EVALUATEHEADER']._serialized_start=732
+  _globals['_EVALUATEHEADER']._serialized_end=1064
+  _globals['_EVALUATESTREAMREQUEST']._serialized_start=1067
+  _globals['_EVALUATESTREAMREQUEST']._serialized_end=1249
+  _globals['_EVALUATESTREAMRESPONSE']._serialized_start=1252
+  _globals['_EVALUATESTREAMRESPONSE']._serialized_end=1380
+  _globals['_CROSSENTROPYRESULT']._serialized_start=1383
+  _globals['_CROSSENTROPYRESULT']._serialized_end=1586
+  _globals['_OUTPUTTENSOR']._serialized_start=1588
+  _globals['_OUTPUTTENSOR']._serialized_end=1676
+  _globals['_OUTPUTCHUNK']._serialized_start=1678
+  _globals['_OUTPUTCHUNK']._serialized_end=1798
+  _globals['_TIMINGS']._serialized_start=1800
+  _globals['_TIMINGS']._serialized_end=1864
+  _globals['_PUTTENSORREQUEST']._serialized_start=1866
+  _globals['_PUTTENSORREQUEST']._serialized_end=1921
+  _globals['_PUTTENSORRESPONSE']._serialized_start=1923
+  _globals['_PUTTENSORRESPONSE']._serialized_end=1958
+  _globals['_GETINFOREQUEST']._serialized_start=1960
+  _globals['_GETINFOREQUEST']._serialized_end=1976
+  _globals['_GETINFORESPONSE']._serialized_start=1979
+  _globals['_GETINFORESPONSE']._serialized_end=2323
+  _globals['_LIMITS']._serialized_start=2326
+  _globals['_LIMITS']._serialized_end=2476
+  _globals['_LOSSSERVICE']._serialized_start=2908
+  _globals['_LOSSSERVICE']._serialized_end=3235
 # @@protoc_insertion_point(module_scope)

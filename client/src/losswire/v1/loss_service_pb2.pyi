@@ -72,20 +72,22 @@ class CrossEntropyOptions(_message.Message):
     def __init__(self, ignore_index: _Optional[int] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., label_smoothing: _Optional[float] = ..., empty_mean: _Optional[_Union[EmptyMean, str]] = ..., outputs: _Optional[_Iterable[_Union[Output, str]]] = ..., top_k: _Optional[int] = ..., check_probabilities: _Optional[bool] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
-    __slots__ = ("logits", "class_indices", "class_probabilities", "weight", "weight_digest", "options")
+    __slots__ = ("logits", "class_indices", "class_probabilities", "weight", "weight_digest", "options", "run")
     LOGITS_FIELD_NUMBER: _ClassVar[int]
     CLASS_INDICES_FIELD_NUMBER: _ClassVar[int]
     CLASS_PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     logits: _tensor_pb2.Tensor
     class_indices: _tensor_pb2.Tensor
     class_probabilities: _tensor_pb2.Tensor
     weight: _tensor_pb2.Tensor
     weight_digest: bytes
     options: CrossEntropyOptions
-    def __init__(self, logits: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., class_indices: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., class_probabilities: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., weight: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., weight_digest: _Optional[bytes] = ..., options: _Optional[_Union[CrossEntropyOptions, _Mapping]] = ...) -> None: ...
+    run: str
+    def __init__(self, logits: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., class_indices: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., class_probabilities: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., weight: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., weight_digest: _Optional[bytes] = ..., options: _Optional[_Union[CrossEntropyOptions, _Mapping]] = ..., run: _Optional[str] = ...) -> None: ...
 
 class EvaluateResponse(_message.Message):
     __slots__ = ("result",)
@@ -94,20 +96,22 @@ class EvaluateResponse(_message.Message):
     def __init__(self, result: _Optional[_Union[CrossEntropyResult, _Mapping]] = ...) -> None: ...
 
 class EvaluateHeader(_message.Message):
-    __slots__ = ("logits", "class_indices", "class_probabilities", "weight", "weight_digest", "options")
+    __slots__ = ("logits", "class_indices", "class_probabilities", "weight", "weight_digest", "options", "run")
     LOGITS_FIELD_NUMBER: _ClassVar[int]
     CLASS_INDICES_FIELD_NUMBER: _ClassVar[int]
     CLASS_PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     logits: _tensor_pb2.TensorHeader
     class_indices: _tensor_pb2.TensorHeader
     class_probabilities: _tensor_pb2.TensorHeader
     weight: _tensor_pb2.TensorHeader
     weight_digest: bytes
     options: CrossEntropyOptions
-    def __init__(self, logits: _Optional[_Union[_tensor_pb2.TensorHeader, _Mapping]] = ..., class_indices: _Optional[_Union[_tensor_pb2.TensorHeader, _Mapping]] = ..., class_probabilities: _Optional[_Union[_tensor_pb2.TensorHeader, _Mapping]] = ..., weight: _Optional[_Union[_tensor_pb2.TensorHeader, _Mapping]] = ..., weight_digest: _Optional[bytes] = ..., options: _Optional[_Union[CrossEntropyOptions, _Mapping]] = ...) -> None: ...
+    run: str
+    def __init__(self, logits: _Optional[_Union[_tensor_pb2.TensorHeader, _Mapping]] = ..., class_indices: _Optional[_Union[_tensor_pb2.TensorHeader, _Mapping]] = ..., class_probabilities: _Optional[_Union[_tensor_pb2.TensorHeader, _Mapping]] = ..., weight: _Optional[_Union[_tensor_pb2.TensorHeader, _Mapping]] = ..., weight_digest: _Optional[bytes] = ..., options: _Optional[_Union[CrossEntropyOptions, _Mapping]] = ..., run: _Optional[str] = ...) -> None: ...
 
 class EvaluateStreamRequest(_message.Message):
     __slots__ = ("header", "weight", "target", "logits", "request")
@@ -196,7 +200,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("version", "torch_version", "device", "device_name", "backend", "threads", "floating_dtypes", "index_dtypes", "outputs", "limits", "processes")
+    __slots__ = ("version", "torch_version", "device", "device_name", "backend", "threads", "floating_dtypes", "index_dtypes", "outputs", "limits", "processes", "device_memory_bytes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TORCH_VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +212,7 @@ class GetInfoResponse(_message.Message):
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     version: str
     torch_version: str
     device: str
@@ -219,7 +224,8 @@ class GetInfoResponse(_message.Message):
     outputs: _containers.RepeatedScalarFieldContainer[Output]
     limits: Limits
     processes: int
-    def __init__(self, version: _Optional[str] = ..., torch_version: _Optional[str] = ..., device: _Optional[str] = ..., device_name: _Optional[str] = ..., backend: _Optional[str] = ..., threads: _Optional[int] = ..., floating_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., index_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., outputs: _Optional[_Iterable[_Union[Output, str]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., processes: _Optional[int] = ...) -> None: ...
+    device_memory_bytes: int
+    def __init__(self, version: _Optional[str] = ..., torch_version: _Optional[str] = ..., device: _Optional[str] = ..., device_name: _Optional[str] = ..., backend: _Optional[str] = ..., threads: _Optional[int] = ..., floating_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., index_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., outputs: _Optional[_Iterable[_Union[Output, str]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., processes: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("message_bytes", "evaluation_bytes", "inflight_bytes", "waiting_calls", "body_timeout_s", "stored_bytes")

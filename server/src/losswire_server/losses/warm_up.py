@@ -6,24 +6,16 @@ cache, `TRITON_CACHE_DIR`), so that a restart finds it there.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import torch
 
+from losswire_server.expected import Shape
 from losswire_server.losses.cross_entropy import Backend
 from losswire_server.losses.job import OUTPUTS, Job, Parameters, PartialSample, Positions
 from losswire_server.losses.reference import Reference
-
-_DTYPES: Final = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
-_PATTERN: Final = re.compile(rf"({'|'.join(_DTYPES)}):([1-9]\d{{0,9}})(?:x([1-9]\d{{0,9}}))?")
 
 # Ten times what a backend may be off the truth: a kernel that was miscompiled is off by more.
 _TOLERANCE: Final = 3e-5
@@ -33,32 +25,8 @@ class WarmUpError(Exception):
     """The backend failed, or gave a wrong loss, before it was ever asked."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Samples to expect: their element type, C, and D positions each."""
-
-    dtype: torch.dtype
-    class_count: int
-    positions: int = 1
-
-
-def parse_shapes(text: str) -> list[Shape]:
-    """The shapes in a list such as "bfloat16:128256,float32:19x262144": element type, C, and D where it is not 1.
-
-    Raises:
-        ValueError: if one is not of this form.
-
-    >>> parse_shapes("float32:10")
-    [Shape(dtype=torch.float32, class_count=10, positions=1)]
-    """
-    shapes = []
-    for part in filter(None, text.split(",")):
-        match = _PATTERN.fullmatch(part.strip())
-        if match is None:
-            raise ValueError(f"{part.strip()!r} is no shape; expected TYPE:CLASSES or TYPE:CLASSESxPOSITIONS")
-        dtype, class_count, positions = match.groups()
-        shapes.append(Shape(_DTYPES[dtype], int(class_count), int(positions or 1)))
-    return shapes
+ALWAYS: Final = Shape("float32", 10)
+"""What a device is tried with in any case."""
 
 
 def warm_up(backend: Backend, shapes: Sequence[Shape]) -> None:
@@ -78,16 +46,17 @@ def warm_up(backend: Backend, shapes: Sequence[Shape]) -> None:
                 raise WarmUpError(f"backend: {backend.name} fails on {shape}: {outcome}")
             assert isinstance(truth, Positions), truth
             if not torch.allclose(outcome.loss, truth.loss, rtol=_TOLERANCE, atol=_TOLERANCE):
-                raise WarmUpError(f"backend: {backend.name} gives a wrong loss for {shape}; it must not serve")
+                raise WarmUpError(f"backend: {backend.name} gives a wrong loss for {shape}")
 
 
 def _jobs(shape: Shape) -> Iterator[Job]:
     """A sample with class indices, plain, smoothed and with every output, and with class probabilities."""
+    dtype: torch.dtype = getattr(torch, shape.dtype)
     size = (1, shape.class_count, shape.positions)
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(size, generator=generator).to(shape.dtype)
+    logits = torch.randn(size, generator=generator).to(dtype)
     labels = torch.randint(0, shape.class_count, (1, shape.positions), generator=generator)
-    probabilities = torch.softmax(torch.randn(size, generator=generator), 1).to(shape.dtype)
+    probabilities = torch.softmax(torch.randn(size, generator=generator), 1).to(dtype)
     plain = Parameters(shape.class_count, shape.positions, target_is_probabilities=False)
     soft = replace(plain, target_is_probabilities=True)
     for parameters, target in (

@@ -69,7 +69,7 @@ class Supervisor:
         self._children: dict[int, Child] = {}
         self._reservation = PortReservation(config.listen)
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._merger = MetricsMerger()
+        self._merger = MetricsMerger(len(config.runs) or config.max_runs)
         self._loop = asyncio.get_running_loop()
         self._own = CollectorRegistry()
         self._count()

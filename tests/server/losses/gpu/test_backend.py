@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+pytest.importorskip("triton", reason="Triton is not installed")
+
 from losswire_server.losses.gpu import open_gpu, shapes
 from losswire_server.losses.gpu.backend import Gpu, LabelOutOfRangeError
 from losswire_server.losses.gpu.packing import Batch
 from losswire_server.losses.gpu.staging import Staging
 from losswire_server.losses.gpu.streams import Event, InterpretedStreams
+from losswire_server.losses.gpu.tuning import Tuning
 from losswire_server.losses.gpu.variants import Variant
 from losswire_server.losses.job import OUTPUTS, Job, Parameters, PartialSample, Positions
 from losswire_server.losses.pending import Outcome
@@ -196,7 +199,7 @@ def test_rows_that_several_programs_share_out_have_the_same_bits(gpu: Gpu, monke
     job = make_job((23, 300, 1), label_smoothing=0.1)
     [expected] = gpu.evaluate([job])
     # As if the list were long: each program takes several tiles.
-    monkeypatch.setattr("losswire_server.losses.gpu.packing.PROGRAMS_PER_UNIT", 1)
+    monkeypatch.setattr("losswire_server.losses.gpu.variants.TUNING", Tuning(programs_per_unit=1))
     gpu._streams.units = 1
     [result] = gpu.evaluate([job])
     assert bits(result) == bits(expected)

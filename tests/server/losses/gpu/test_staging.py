@@ -7,6 +7,8 @@ import random
 import pytest
 import torch
 
+pytest.importorskip("triton", reason="Triton is not installed")
+
 from losswire_server.losses.gpu.staging import Staging
 from losswire_server.losses.gpu.streams import Event, InterpretedStreams
 

@@ -167,6 +167,8 @@ class Running:
         streams, batch = self._streams, self._batch
         with streams.copies():
             self._memory = torch.empty(batch.byte_count, dtype=torch.uint8, device=streams.device)
+            # All memory is taken before anything changes, so that jobs that do not fit may be begun again.
+            self._results = streams.pinned(batch.results_end - batch.results_at)
             self._begun.record()
         staging.copy(batch.pieces(self._memory.data_ptr(), streams.units), self._memory)
         with streams.copies():
@@ -185,7 +187,6 @@ class Running:
         with streams.copies_back():
             self._computed.wait()
             self._returning.record()
-            self._results = streams.pinned(len(results))
             self._results.copy_(results, non_blocking=True)
             self._returned.record()
 

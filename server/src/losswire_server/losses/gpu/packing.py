@@ -18,12 +18,6 @@ from losswire_server.losses.job import Job
 ALIGNMENT: Final = 256
 """Bytes to which every tensor is aligned on the device."""
 
-MAX_LOOPS: Final = 16
-"""Tiles of rows that one program reduces, at most: enough to have the next ones on their way."""
-
-PROGRAMS_PER_UNIT: Final = 16
-"""Programs that a launch should have for each processor of the device before a program takes more than one tile."""
-
 NO_ERROR: Final = 2**63 - 1
 
 _FIELDS: Final = {
@@ -161,8 +155,9 @@ class Launch:
         if not self.variant.block_classes:
             return 0
         block_rows = self.variant.block_rows
+        tuning = self.variant.tuning
         tiles = sum(_programs(entry, block_rows) for entry in self.entries)
-        return block_rows * min(MAX_LOOPS, max(1, tiles // (units * PROGRAMS_PER_UNIT)))
+        return block_rows * min(tuning.max_loops, max(1, tiles // (units * tuning.programs_per_unit)))
 
 
 class Batch:

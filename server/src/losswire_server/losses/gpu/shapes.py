@@ -10,9 +10,6 @@ from typing import Final
 
 from losswire_server.losses.job import segment_classes
 
-TILE_ELEMENTS: Final = 4096
-"""Logits that a program has in registers, in `kernels/rows.py`."""
-
 MIN_SLAB_CLASSES: Final = 256
 """Classes of a slab where there are several positions: its sums then take little beside its logits."""
 
@@ -32,10 +29,9 @@ def slab_count(class_count: int, positions_per_sample: int) -> int:
     return -(-class_count // slab_classes(class_count, positions_per_sample))
 
 
-def row_tile(class_count: int) -> tuple[int, int]:
-    """Rows and classes of the tile in which rows are reduced: powers of two, with room for a segment."""
-    classes = max(_MIN_BLOCK_CLASSES, _power_of_two(slab_classes(class_count, 1)))
-    return max(1, TILE_ELEMENTS // classes), classes
+def row_classes(class_count: int) -> int:
+    """Classes of the tile in which rows are reduced: a power of two with room for a segment."""
+    return max(_MIN_BLOCK_CLASSES, _power_of_two(slab_classes(class_count, 1)))
 
 
 def plane_block(item_bytes: int) -> int:

@@ -18,6 +18,7 @@ from losswire_server.losses.gpu.kernels import fields, state
 from losswire_server.losses.gpu.kernels.finish import finish
 from losswire_server.losses.gpu.kernels.planes import reduce_planes
 from losswire_server.losses.gpu.kernels.rows import reduce_rows
+from losswire_server.losses.gpu.tuning import TUNING, Tuning
 from losswire_server.losses.job import Job
 
 _TYPES: Final = {
@@ -32,10 +33,6 @@ _QUANTITIES: Final[dict[int, int]] = {
     fields.SMOOTHING.value: state.SMOOTHING_QUANTITIES.value,
     fields.EVERYTHING.value: state.ALL_QUANTITIES.value,
 }
-
-_ROW_WARPS: Final = 8
-_PLANE_WARPS: Final = 1
-_FINISH_WARPS: Final = 4
 
 # A product and a sum that were fused in one place and not in another would round differently.
 _OPTIONS: Final = {"enable_fp_fusion": False}
@@ -53,6 +50,7 @@ class Variant:
         is_aligned: Whether every row, or plane, begins at a multiple of 16 elements.
         is_whole: Whether the jobs are planes that need no state.
         block_slabs: Slabs that are folded together.
+        tuning: How the work is cut for the device.
     """
 
     logits: torch.dtype
@@ -62,6 +60,7 @@ class Variant:
     is_aligned: bool
     is_whole: bool
     block_slabs: int
+    tuning: Tuning
 
     @property
     def arithmetic(self) -> torch.dtype:
@@ -76,13 +75,13 @@ class Variant:
     @property
     def block_rows(self) -> int:
         """Rows of a tile."""
-        return shapes.TILE_ELEMENTS // self.block_classes
+        return max(1, self.tuning.tile_elements // self.block_classes)
 
     @property
     def row_stages(self) -> int:
         """Tiles of rows that a program has in hand: one that is reduced, and those on their way in shared memory."""
         item_bytes = self.logits.itemsize + (0 if self.probabilities is None else self.probabilities.itemsize)
-        return 3 if item_bytes <= 8 else 2
+        return self.tuning.row_stages if item_bytes <= 8 else self.tuning.row_stages - 1
 
     @property
     def block_positions(self) -> int:
@@ -116,7 +115,7 @@ class Variant:
                 BLOCK_ROWS=self.block_rows,
                 BLOCK_CLASSES=self.block_classes,
                 STAGES=self.row_stages,
-                num_warps=_ROW_WARPS,
+                num_warps=self.tuning.row_warps,
                 **_OPTIONS,
             )
             return
@@ -127,7 +126,7 @@ class Variant:
             RESULT=_TYPES[self.result],
             IS_WHOLE=self.is_whole,
             BLOCK_POSITIONS=self.block_positions,
-            num_warps=_PLANE_WARPS,
+            num_warps=self.tuning.plane_warps,
             **_OPTIONS,
         )
 
@@ -142,7 +141,7 @@ class Variant:
             WANTED=self.wanted,
             BLOCK_POSITIONS=self.fold_positions,
             BLOCK_SLABS=self.block_slabs,
-            num_warps=_FINISH_WARPS,
+            num_warps=self.tuning.finish_warps,
             **_OPTIONS,
         )
 
@@ -157,10 +156,11 @@ def variant_of(job: Job) -> Variant:
         logits=job.logits.dtype,
         probabilities=job.target.dtype if parameters.target_is_probabilities else None,
         wanted=_wanted(job),
-        block_classes=shapes.row_tile(classes)[1] if is_rows else 0,
+        block_classes=shapes.row_classes(classes) if is_rows else 0,
         is_aligned=(classes if is_rows else positions) % 16 == 0,
         is_whole=not is_rows and slabs == 1 and job.partial is None,
         block_slabs=shapes.fold_tile(slabs)[1],
+        tuning=TUNING,
     )
 
 

@@ -1,0 +1,114 @@
+"""The counters of runs: what they add up, and that there is a bounded number of them."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from losswire_server.errors import InvalidRequestError
+from losswire_server.run_counters import MAX_MAGNITUDE, OTHER, RunCounters, RunSums, is_countable
+
+ONE = RunSums(loss_sum=2.0, weight_sum=1.0, counted=1, ignored=0)
+
+
+def read(counters: RunCounters, name: str, run: str, **labels: str) -> float | None:
+    """The value of one series."""
+    registry = CollectorRegistry()
+    registry.register(counters)
+    return registry.get_sample_value(f"losswire_loss_{name}_total", {"run": run, **labels})
+
+
+def runs(counters: RunCounters) -> set[str]:
+    return {sample.labels["run"] for family in counters.collect() for sample in family.samples}
+
+
+def test_every_part_of_an_evaluation_has_a_counter() -> None:
+    counters = RunCounters()
+    for _ in range(2):
+        counters.add("a", RunSums(2.5, 3.0, counted=4, ignored=5, nonfinite=6, ranked=7, hits=3))
+    expected = {"sum": 5.0, "negative_sum": 0.0, "weight": 6.0, "negative_weight": 0.0, "ranked": 14, "hits": 6}
+    assert {name: read(counters, name, "a") for name in expected} == expected
+    kinds = {"counted": 8, "ignored": 10, "nonfinite": 12}
+    assert {kind: read(counters, "positions", "a", kind=kind) for kind in kinds} == kinds
+    assert read(counters, "evaluations", "a") == 2
+
+
+def test_sums_of_either_sign_add_up_apart_so_that_neither_counter_falls() -> None:
+    counters = RunCounters()
+    terms = [3.0, -5.0, 0.25, -0.0]
+    for term in terms:
+        counters.add("a", ONE._replace(loss_sum=term, weight_sum=-term))
+    assert (read(counters, "sum", "a"), read(counters, "negative_sum", "a")) == (3.25, 5.0)
+    assert (read(counters, "weight", "a"), read(counters, "negative_weight", "a")) == (5.0, 3.25)
+
+
+def test_a_long_run_is_exact_to_the_last_bit() -> None:
+    counters = RunCounters()
+    terms = [0.1] * 100_000
+    for term in terms:
+        counters.add("a", ONE._replace(loss_sum=term))
+    assert sum(terms) != math.fsum(terms)
+    assert read(counters, "sum", "a") == math.fsum(terms)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 2 * MAX_MAGNITUDE, -2 * MAX_MAGNITUDE])
+def test_sums_that_need_a_closer_look_are_told_apart(value: float) -> None:
+    assert not is_countable(value, 1.0)
+    assert not is_countable(1.0, value)
+    assert is_countable(-MAX_MAGNITUDE, MAX_MAGNITUDE)
+
+
+def test_without_a_list_there_are_as_many_runs_as_allowed_and_the_rest_is_other() -> None:
+    counters = RunCounters(max_runs=3)
+    for number in range(1000):
+        counters.check(f"run-{number}")
+        counters.add(f"run-{number}", ONE)
+    assert runs(counters) == {"run-0", "run-1", "run-2", OTHER}
+    assert read(counters, "evaluations", OTHER) == 997
+    counters.add("run-1", ONE)
+    assert read(counters, "evaluations", "run-1") == 2
+
+
+def test_with_a_list_every_run_of_it_starts_at_0_whatever_the_cap_and_there_is_no_other() -> None:
+    counters = RunCounters(["a", "b", "c"], max_runs=1)
+    assert runs(counters) == {"a", "b", "c"}
+    assert read(counters, "sum", "c") == 0.0
+    for run in ("a", "b", "c", None, ""):
+        counters.check(run)
+    with pytest.raises(InvalidRequestError, match="run is 'd'; expected one of the runs that this server counts: a, b"):
+        counters.check("d")
+
+
+def test_a_refusal_quotes_no_more_of_a_name_than_anyone_reads() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        RunCounters().check("x" * 60_000)
+    assert len(str(caught.value)) < 400
+
+
+def test_the_page_that_prometheus_scrapes_is_well_formed() -> None:
+    counters = RunCounters()
+    counters.add("a/b:c", ONE)
+    registry = CollectorRegistry()
+    registry.register(counters)
+    families = list(text_string_to_metric_families(generate_latest(registry).decode()))
+    assert {family.type for family in families} == {"counter"}
+    assert all(family.documentation.endswith(".") for family in families)
+
+
+def test_threads_lose_no_evaluation() -> None:
+    counters = RunCounters()
+
+    def count() -> None:
+        for _ in range(5_000):
+            counters.add("a", ONE)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (read(counters, "evaluations", "a"), read(counters, "sum", "a")) == (20_000, 40_000.0)
