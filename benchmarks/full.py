@@ -18,6 +18,7 @@ PARTS = {
     "small": ("benchmarks.bench_small",),
     "load": ("benchmarks.bench_load",),
     "cost": ("benchmarks.bench_cost",),
+    "queue": ("benchmarks.bench_queue",),
     "kernels": ("benchmarks.bench_kernels", "--full"),
     "peers": ("benchmarks.bench_peers",),
     "plots": ("benchmarks.plots",),

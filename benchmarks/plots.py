@@ -24,6 +24,9 @@ LEGEND_COLUMNS = 3
 OURS, LIMIT = "#c2410c", "#64748b"
 OTHERS = ("#2563eb", "#059669", "#9333ea", "#ca8a04", "#0e7490", "#be185d")
 MIB = 1024 * 1024
+# A wait of nothing has a place on a logarithmic axis, too.
+LEAST_WAIT_MS = 0.01
+TARGET_WAIT_MS = 10
 STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -104,11 +107,30 @@ def kernels(axes: Axes, measured: Result) -> None:
     axes.set(xlabel="times as long as reading the input once (fastest rounds)", title="The CPU kernel")
 
 
+def queue(axes: Axes, measured: Result) -> None:
+    """Mean wait before the engine, and p99 of a call, against the share of what the server can do."""
+    rows = [row for row in measured["measures"] if "at" in row]
+    shapes = list(dict.fromkeys(row["name"].partition(" ")[0] for row in rows))
+    for shape, color in zip(shapes, (OURS, *OTHERS), strict=False):
+        ours = [row for row in rows if row["name"].startswith(f"{shape} ")]
+        for who, title, style in (("wait", "mean wait", "-"), ("p99", "call, p99", ":")):
+            values = [max(row["median"][who], LEAST_WAIT_MS) for row in ours]
+            axes.plot([100 * row["at"] for row in ours], values, style, color=color, marker="o", markersize=3,
+                      label=f"{shape}, {title}")  # fmt: skip
+    axes.axhline(TARGET_WAIT_MS, color="black", linewidth=1)
+    axes.annotate(
+        "the chart's target", (0.01, TARGET_WAIT_MS), xycoords=("axes fraction", "data"), va="bottom", fontsize=8
+    )
+    axes.set(yscale="log", xlabel="load, % of what the server can do", ylabel="ms", title="Waiting against load")
+    _readable_decades(axes)
+
+
 PLOTS: dict[str, tuple[str, Callable[[Axes, Result], None]]] = {
     "throughput": ("peers", throughput),
     "latency": ("load", latency),
     "cost": ("cost", cost),
     "kernels": ("kernels", kernels),
+    "queue": ("queue", queue),
 }
 
 

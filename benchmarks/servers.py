@@ -23,10 +23,12 @@ class Server:
     Attributes:
         address: HOST:PORT of its gRPC service.
         pid: Of the process.
+        metrics_address: HOST:PORT of its metrics; empty where it has none.
     """
 
     address: str
     pid: int
+    metrics_address: str = ""
 
     def peak_above_idle_bytes(self, work: Callable[[], object]) -> int:
         """Peak resident memory of the server while `work` runs, less what it holds before. Linux only."""
@@ -53,16 +55,18 @@ def running(module: str, *arguments: str) -> Iterator[Server]:
         command = [sys.executable, "-m", module, "--ready-file", str(ready_file), *arguments]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
             try:
-                yield Server(_wait_for_address(process, ready_file), process.pid)
+                addresses = _wait_for_addresses(process, ready_file)
+                yield Server(addresses["address"], process.pid, addresses.get("metrics_address", ""))
             finally:
                 process.terminate()
 
 
-def _wait_for_address(process: subprocess.Popen[bytes], ready_file: Path) -> str:
+def _wait_for_addresses(process: subprocess.Popen[bytes], ready_file: Path) -> dict[str, str]:
     give_up = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < give_up and process.poll() is None:
         # The file of limits.py is not written atomically: it may be there and still be empty.
         if ready_file.exists() and (text := ready_file.read_text()):
-            return str(json.loads(text)["address"])
+            addresses: dict[str, str] = json.loads(text)
+            return addresses
         time.sleep(0.05)
     raise RuntimeError(f"{process.args!r} does not serve; its exit status is {process.poll()}")

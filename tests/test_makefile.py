@@ -14,6 +14,7 @@ REPAIRS = {
     "ruff format --check": "ruff format --quiet",
     "buf format proto --diff --exit-code": "buf format proto --write",
     "diff -r .cache/committed .cache/generated": "cp .cache/generated/losswire/v1/* client/src/losswire/v1/",
+    "python deploy/helm/describe.py --check": "python deploy/helm/describe.py",
 }
 # What they find needs someone who understands it.
 REPAIRED_BY_HAND = {"mypy", "buf lint proto", "shellcheck"}

@@ -33,6 +33,12 @@ RESULTS: dict[str, Result] = {
             for decade in range(1, 10)
         ]
     },
+    "queue": {
+        "measures": [
+            {"name": "64x1000 at 50%", "at": 0.5, "median": {"wait": 0.0, "p99": 2.0}},
+            {"name": "64x1000 at 90%", "at": 0.9, "median": {"wait": 20.0, "p99": 50.0}},
+        ]
+    },
     "kernels": {
         "cases": [
             {"name": "512x32000 float32", "seconds": {"read": ROUNDS, "kernel": ROUNDS, "eager": ROUNDS}},

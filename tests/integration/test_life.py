@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import signal
 import socket
 import subprocess
@@ -140,6 +141,20 @@ def test_a_second_signal_ends_the_drain_at_once(tmp_path: Path) -> None:
         assert next(watch).status == HealthCheckResponse.NOT_SERVING
     assert server.stop(signal.SIGINT) == 0
     stream.send(None)
+
+
+def test_a_connection_ends_at_its_age_so_that_clients_look_for_servers_anew(tmp_path: Path) -> None:
+    server = start_server(tmp_path, "--max-connection-age-s=1")
+    states: queue.Queue[grpc.ChannelConnectivity] = queue.Queue()
+
+    with grpc.insecure_channel(server.address) as channel:
+        channel.subscribe(states.put, try_to_connect=True)
+        seen = [states.get(timeout=30)]
+        while grpc.ChannelConnectivity.READY not in seen[:-1]:
+            seen.append(states.get(timeout=30))
+
+    assert seen[-1] is grpc.ChannelConnectivity.IDLE
+    assert server.stop() == 0
 
 
 def test_a_call_that_sends_nothing_is_cut_off(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from losswire.v1 import GetInfoRequest, GetInfoResponse, LossServiceStub
-from losswire_server.health import SERVICE, HealthServer
+from losswire_server.health import LIVENESS, SERVICE, HealthServer
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 INFO = GetInfoResponse(version="1.2.3", device="cpu")
@@ -53,6 +53,13 @@ def test_a_server_that_failed_is_never_serving_again(health: HealthServer, chann
     health.set_ready(False)
     health.set_ready(True)
     assert check(channel) == check(channel, SERVICE) == NOT_SERVING
+
+
+def test_a_server_that_is_not_ready_is_alive(health: HealthServer, channel: grpc.Channel) -> None:
+    assert check(channel, LIVENESS) == SERVING
+    health.set_ready(True)
+    health.set_ready(False)
+    assert check(channel, LIVENESS) == SERVING
 
 
 def test_a_service_that_is_not_there_is_not_found(channel: grpc.Channel) -> None:

@@ -133,6 +133,9 @@ class Config(BaseSettings):
         le=86400,
         description="Seconds of one call to the device after which it counts as hung, and the server ends.",
     )
+    max_connection_age_s: float = Field(
+        600.0, ge=1, le=86_400, description="Seconds, give or take 10 %, after which clients connect anew."
+    )
     drain_wait_s: float = Field(1.0, ge=0, description="Seconds from not-serving to closing, for balancers to notice.")
     drain_grace_s: float = Field(30.0, ge=0, description="Seconds for calls in flight to finish after that.")
 

@@ -18,6 +18,9 @@ from losswire.v1 import GetInfoRequest, GetInfoResponse, loss_service_pb2
 
 SERVICE: Final = loss_service_pb2.DESCRIPTOR.services_by_name["LossService"].full_name
 
+LIVENESS: Final = "liveness"
+"""Name under which a server is SERVING from its start to its end, also while it drains: for probes that restart it."""
+
 _THREADS: Final = 4
 _OPTIONS: Final = (
     ("grpc.so_reuseport", 0),
@@ -49,8 +52,9 @@ class HealthServer:
         self.port = self._server.add_insecure_port(address)
 
     def start(self) -> None:
-        """Answer, with NOT_SERVING."""
+        """Answer, with NOT_SERVING for all but `LIVENESS`."""
         self.set_ready(False)
+        self._health.set(LIVENESS, HealthCheckResponse.SERVING)
         self._server.start()
 
     def set_info(self, info: GetInfoResponse) -> None:

@@ -53,8 +53,6 @@ _OPTIONS: Final = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.max_connection_idle_ms", 300_000),
-    # Clients that balance by connection then find new replicas, and an expired certificate does not work for ever.
-    ("grpc.max_connection_age_ms", 600_000),
     ("grpc.max_connection_age_grace_ms", 60_000),
 )
 
@@ -170,7 +168,12 @@ class Server:
             _log.error("device lost", cause=loss.cause, why=loss.why, trace=loss.trace())
 
     def _open_data_server(self, share_port: bool) -> grpc.aio.Server:
-        server = grpc.aio.server(options=(*_OPTIONS, ("grpc.so_reuseport", int(share_port))))
+        own = (
+            ("grpc.so_reuseport", int(share_port)),
+            # Clients then find new replicas, and an expired certificate does not work for ever.
+            ("grpc.max_connection_age_ms", int(self.config.max_connection_age_s * 1000)),
+        )
+        server = grpc.aio.server(options=(*_OPTIONS, *own))
         servicer = Servicer(self._lobby, self._engine, self._weights, self.info)
         server.add_generic_rpc_handlers((servicer.handler(),))
         if self.config.reflection:

@@ -1,0 +1,96 @@
+{{- define "losswire.name" -}}
+{{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "losswire.fullname" -}}
+{{- $name := include "losswire.name" . -}}
+{{- if .Values.fullnameOverride -}}
+{{ .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{- else if contains $name .Release.Name -}}
+{{ .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- else -}}
+{{ printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" }}
+{{- end -}}
+{{- end }}
+
+{{/* What selects the server's pods; never changes in the life of a release. */}}
+{{- define "losswire.selector" -}}
+app.kubernetes.io/name: {{ include "losswire.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: server
+{{- end }}
+
+{{/* Labels of every object. The argument is a list: the context, and the component where it is not the server. */}}
+{{- define "losswire.labels" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: {{ include "losswire.name" $root }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
+{{- with $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "losswire.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{ default (include "losswire.fullname" .) .Values.serviceAccount.name }}
+{{- else -}}
+{{ default "default" .Values.serviceAccount.name }}
+{{- end -}}
+{{- end }}
+
+{{- define "losswire.image" -}}
+{{- $image := .Values.image -}}
+{{- $registry := default $image.registry .Values.global.imageRegistry -}}
+{{- with $registry }}{{ trimSuffix "/" . }}/{{ end -}}
+{{ $image.repository }}
+{{- if $image.digest -}}
+@{{ $image.digest }}
+{{- else -}}
+:{{ default (printf "%s%s" .Chart.AppVersion (ternary "-gpu" "" (eq .Values.device "cuda"))) $image.tag }}
+{{- end -}}
+{{- end }}
+
+{{/* The ports, by name: one place for container, Services, policies and monitors. */}}
+{{- define "losswire.ports" -}}
+grpc: 50051
+health: 50052
+metrics: 9464
+{{- end }}
+
+{{- define "losswire.drainSeconds" -}}
+{{- $drain := .Values.drain -}}
+{{ add $drain.preStopSeconds $drain.waitSeconds $drain.graceSeconds }}
+{{- end }}
+
+{{- define "losswire.terminationGracePeriodSeconds" -}}
+{{- default (add (include "losswire.drainSeconds" . | int) 5) .Values.terminationGracePeriodSeconds | int -}}
+{{- end }}
+
+{{/* Secret with the server's certificate. */}}
+{{- define "losswire.tlsSecret" -}}
+{{- default (printf "%s-tls" (include "losswire.fullname" .)) .Values.tls.existingSecret -}}
+{{- end }}
+
+{{/* gRPC target of this release for clients in the cluster: all pods, balanced by the client. */}}
+{{- define "losswire.target" -}}
+dns:///{{ include "losswire.fullname" . }}-headless.{{ .Release.Namespace }}:{{ .Values.service.port }}
+{{- end }}
+
+{{/* Mean seconds that an evaluation waits: for its share of memory and the engine, and, where small ones wait, for the event loop.
+     The argument is a list: matchers of the pods, and the labels to keep. */}}
+{{- define "losswire.queueQuery" -}}
+{{- $matchers := index . 0 -}}{{- $by := index . 1 -}}
+sum(rate(losswire_stage_duration_seconds_sum{stage=~"admit|queue",{{ $matchers }}}[1m])){{ $by }} / clamp_min(sum(rate(losswire_stage_duration_seconds_count{stage="queue",{{ $matchers }}}[1m])){{ $by }}, 0.001) + sum(rate(losswire_loop_delay_seconds_sum{ {{- $matchers -}} }[1m])){{ $by }} / clamp_min(sum(rate(losswire_loop_delay_seconds_count{ {{- $matchers -}} }[1m])){{ $by }}, 0.001)
+{{- end }}
+
+{{/* A resource quantity of memory in MiB, rounded down. */}}
+{{- define "losswire.mebibytes" -}}
+{{- $quantity := toString . -}}
+{{- $number := regexFind "^[0-9.]+" $quantity | float64 -}}
+{{- $factors := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- divf (mulf $number (get $factors (regexFind "[A-Za-z]*$" $quantity))) 1048576 | floor | int64 -}}
+{{- end }}

@@ -1,0 +1,106 @@
+{{/* Everything that contradicts itself, in one list of sentences, before anything is sent to the cluster. */}}
+{{- define "losswire.validate" -}}
+{{- $v := .Values -}}
+{{- $problems := list -}}
+
+{{- $needed := add1 (include "losswire.drainSeconds" . | int) -}}
+{{- with $v.terminationGracePeriodSeconds -}}
+{{- if lt (int .) (int $needed) -}}
+{{- $problems = append $problems (printf "terminationGracePeriodSeconds is %d; drain.preStopSeconds + waitSeconds + graceSeconds take %s s, so at least %d is needed, or null to have it computed" (int .) (include "losswire.drainSeconds" $) (int $needed)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- if and $v.autoscaling.hpa.enabled $v.autoscaling.keda.enabled -}}
+{{- $problems = append $problems "autoscaling.hpa.enabled and autoscaling.keda.enabled are both true; KEDA makes a HorizontalPodAutoscaler of its own, so enable one" -}}
+{{- end -}}
+{{- if gt (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas) -}}
+{{- $problems = append $problems (printf "autoscaling.minReplicas is %d; autoscaling.maxReplicas %d must not be less" (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) -}}
+{{- end -}}
+
+{{- $budget := $v.podDisruptionBudget -}}
+{{- if and $budget.enabled (eq (kindIs "invalid" $budget.maxUnavailable) (kindIs "invalid" $budget.minAvailable)) -}}
+{{- $problems = append $problems "podDisruptionBudget.maxUnavailable and podDisruptionBudget.minAvailable: exactly one of them is needed; set the other one to null" -}}
+{{- end -}}
+{{- if and (eq (toString $v.updateStrategy.maxSurge) "0") (eq (toString $v.updateStrategy.maxUnavailable) "0") -}}
+{{- $problems = append $problems "updateStrategy.maxSurge and updateStrategy.maxUnavailable are both 0; an upgrade could then neither start nor stop a pod" -}}
+{{- end -}}
+
+{{- $tls := $v.tls -}}
+{{- if and $tls.enabled (not $tls.existingSecret) (not $tls.certManager.enabled) -}}
+{{- $problems = append $problems "tls.enabled is true without a certificate; give tls.existingSecret, or tls.certManager.enabled and its issuerRef" -}}
+{{- end -}}
+{{- if and $tls.existingSecret $tls.certManager.enabled -}}
+{{- $problems = append $problems (printf "tls.existingSecret is %q and tls.certManager.enabled is true; the certificate comes from one of them" $tls.existingSecret) -}}
+{{- end -}}
+{{- if and $tls.certManager.enabled (not $tls.certManager.issuerRef.name) -}}
+{{- $problems = append $problems "tls.certManager.issuerRef has no name; give the name and kind of an issuer" -}}
+{{- end -}}
+{{- if and (not $tls.enabled) (or $tls.existingSecret $tls.clientCASecret $tls.certManager.enabled) -}}
+{{- $problems = append $problems "tls.enabled is false although a certificate or client CA is given; set it to true, or leave those out" -}}
+{{- end -}}
+
+{{- if and $v.metrics.serviceMonitor.enabled $v.metrics.podMonitor.enabled -}}
+{{- $problems = append $problems "metrics.serviceMonitor.enabled and metrics.podMonitor.enabled are both true; every series would be scraped twice" -}}
+{{- end -}}
+{{- if and $v.grpcRoute.enabled (not $v.grpcRoute.parentRefs) -}}
+{{- $problems = append $problems "grpcRoute.parentRefs is empty; name the gateway that the route belongs to" -}}
+{{- end -}}
+
+{{- $processes := 1 -}}
+{{- if hasKey $v.settings "processes" -}}{{- $processes = int $v.settings.processes -}}{{- end -}}
+{{- if eq $processes 0 -}}
+{{- $problems = append $problems "settings.processes is 0, which counts the cores of the node and not those of the pod; give their number" -}}
+{{- end -}}
+{{- if and (gt $processes 1) (not $v.settings.threads) -}}
+{{- $problems = append $problems (printf "settings.processes is %d without settings.threads; give the threads of each process, such as the CPU limit divided by the processes" $processes) -}}
+{{- end -}}
+{{- with ($v.resources.limits).memory -}}
+{{- $inflight := div (default 536870912 $v.settings.max_inflight_bytes | int64) 1048576 -}}
+{{- $stored := div (ternary $v.settings.max_stored_bytes 67108864 (hasKey $v.settings "max_stored_bytes") | int64) 1048576 -}}
+{{- $base := include "losswire.baseMebibytes" $ | int64 -}}
+{{- $need := mul (max $processes 1) (add $inflight $stored $base) -}}
+{{- $has := include "losswire.mebibytes" . | int64 -}}
+{{- if lt $has $need -}}
+{{- $problems = append $problems (printf "resources.limits.memory is %s; settings.max_inflight_bytes (%d MiB), max_stored_bytes (%d MiB) and the %d MiB of an idle server, for each of %d processes, take %d MiB" (toString .) $inflight $stored $base $processes $need) -}}
+{{- end -}}
+{{- end -}}
+
+{{- if and $v.batch.enabled (not $v.batch.sources) -}}
+{{- $problems = append $problems "batch.sources is empty; name what `losswire score` shall read, such as /data/*.parquet" -}}
+{{- end -}}
+{{- if and $v.batch.enabled $tls.clientCASecret (not $tls.clientSecret) -}}
+{{- $problems = append $problems "tls.clientSecret is empty although tls.clientCASecret demands a certificate of the pods of batch; name a Secret with ca.crt, tls.crt and tls.key" -}}
+{{- end -}}
+
+{{- $problems = concat $problems (include "losswire.missingSecrets" . | fromJsonArray) -}}
+{{- with $problems -}}
+{{- fail (printf "\n\nlosswire: these values contradict one another or the cluster:\n- %s\n" (join "\n- " .)) -}}
+{{- end -}}
+{{- end }}
+
+{{/* MiB of an idle server, with room to spare: docs/deploy.md. */}}
+{{- define "losswire.baseMebibytes" -}}
+{{ ternary 2560 400 (eq .Values.device "cuda") }}
+{{- end }}
+
+{{/* A sentence for each Secret that is named but not in the namespace, where there is a cluster to ask: as JSON. */}}
+{{- define "losswire.missingSecrets" -}}
+{{- $problems := list -}}
+{{- $named := list (list "tls.existingSecret" .Values.tls.existingSecret) (list "tls.clientCASecret" .Values.tls.clientCASecret) (list "tls.clientSecret" .Values.tls.clientSecret) (list "batch.tokenSecret.name" (default "" .Values.batch.tokenSecret.name)) -}}
+{{- range .Values.secretFiles -}}
+{{- $named = append $named (list (printf "secretFiles[%s].secretName" .name) .secretName) -}}
+{{- end -}}
+{{- range .Values.imagePullSecrets -}}
+{{- $named = append $named (list "imagePullSecrets" .name) -}}
+{{- end -}}
+{{- $asked := false -}}
+{{- range $named -}}{{- if index . 1 -}}{{- $asked = true -}}{{- end -}}{{- end -}}
+{{- if and .Values.checkSecrets $asked (lookup "v1" "Secret" .Release.Namespace "") -}}
+{{- range $named -}}
+{{- if and (index . 1) (not (lookup "v1" "Secret" $.Release.Namespace (index . 1))) -}}
+{{- $problems = append $problems (printf "%s is %q, which is no Secret in namespace %s; make it first, or set checkSecrets to false where another tool makes it later" (index . 0) (index . 1) $.Release.Namespace) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{ toJson $problems }}
+{{- end }}

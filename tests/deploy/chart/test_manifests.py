@@ -1,0 +1,227 @@
+"""The objects promise what the values say: hardened, drained, balanced, watched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from chart_features import PAIRWISE, merged
+from helm import CHART, ROOT, Helm, Manifest, Rendered
+
+Render = Callable[..., Rendered]
+
+
+def pod_specs(rendered: Rendered) -> list[Manifest]:
+    """The pods of every kind of object that makes some."""
+    specs = []
+    for manifest in rendered.manifests:
+        spec = manifest.get("spec", {})
+        spec = spec.get("jobTemplate", {}).get("spec", spec)
+        if manifest["kind"] == "Pod":
+            specs.append(spec)
+        elif "template" in spec:
+            specs.append(spec["template"]["spec"])
+    return specs
+
+
+@pytest.mark.parametrize("values", PAIRWISE)
+def test_every_pod_is_restricted_has_no_token_and_limits(render: Render, values: dict[str, Any]) -> None:
+    rendered = render(values)
+
+    for spec in pod_specs(rendered):
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["enableServiceLinks"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+        for container in spec["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
+            assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
+    for account in rendered.all("ServiceAccount"):
+        assert account["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize("values", PAIRWISE)
+def test_the_grace_period_is_longer_than_every_part_of_the_drain(render: Render, values: dict[str, Any]) -> None:
+    rendered = render(merged([values, {"drain": {"graceSeconds": 60, "waitSeconds": 3}}]))
+    settings = rendered.one("ConfigMap", "losswire" if "nameOverride" not in values else "nll")["data"]["losswire.toml"]
+    wait, grace = (int(re.findall(rf"drain_{part}_s = (\d+)", settings)[0]) for part in ("wait", "grace"))
+    hook = rendered.server.get("lifecycle", {}).get("preStop", {}).get("sleep", {"seconds": 0})["seconds"]
+
+    assert (wait, grace) == (3, 60)
+    assert rendered.one("Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > hook + wait + grace
+
+
+@pytest.mark.parametrize("values", PAIRWISE)
+def test_services_policies_monitors_and_containers_agree_on_ports(render: Render, values: dict[str, Any]) -> None:
+    rendered = render(values)
+    ports = {port["name"]: port["containerPort"] for port in rendered.server["ports"]}
+    listening = {
+        each["name"].removeprefix("LOSSWIRE_").removesuffix("LISTEN").strip("_").lower() or "grpc": int(
+            each["value"].rpartition(":")[2]
+        )
+        for each in rendered.server["env"]
+        if each["name"].endswith("LISTEN")
+    }
+
+    assert listening == ports == {"grpc": 50051, "health": 50052, "metrics": 9464}
+    for service in rendered.all("Service"):
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports.keys()
+        assert all(port["protocol"] == "TCP" for port in service["spec"]["ports"])
+    named = {each["port"] for rule in _policy_rules(rendered) for each in rule["ports"]}
+    assert named in (set(), set(ports))
+    for monitor, field in (("ServiceMonitor", "endpoints"), ("PodMonitor", "podMetricsEndpoints")):
+        for each in rendered.all(monitor):
+            assert [endpoint["port"] for endpoint in each["spec"][field]] == ["metrics"]
+
+
+def _policy_rules(rendered: Rendered) -> list[Manifest]:
+    return [rule for policy in rendered.all("NetworkPolicy") for rule in policy["spec"]["ingress"]]
+
+
+@pytest.mark.parametrize("values", PAIRWISE)
+def test_what_selects_pods_selects_the_servers_and_no_others(render: Render, values: dict[str, Any]) -> None:
+    rendered = render(values)
+    labels = rendered.one("Deployment")["spec"]["template"]["metadata"]["labels"]
+    others = [
+        manifest["metadata"]["labels"]
+        if manifest["kind"] == "Pod"
+        else manifest["spec"]["template"]["metadata"]["labels"]
+        for manifest in rendered.manifests
+        if manifest["kind"] in ("Pod", "Job")
+    ]
+    selectors = [service["spec"]["selector"] for service in rendered.all("Service")]
+    selectors += [each["spec"]["selector"]["matchLabels"] for each in rendered.all("PodDisruptionBudget")]
+    selectors += [each["spec"]["podSelector"]["matchLabels"] for each in rendered.all("NetworkPolicy")]
+    selectors += [each["spec"]["selector"]["matchLabels"] for each in rendered.all("PodMonitor")]
+    selectors.append(rendered.one("Deployment")["spec"]["selector"]["matchLabels"])
+
+    for selector in selectors:
+        assert selector.items() <= labels.items()
+        assert not any(selector.items() <= other.items() for other in others)
+    for monitor in rendered.all("ServiceMonitor"):
+        chosen = monitor["spec"]["selector"]["matchLabels"].items()
+        matching = [each for each in rendered.all("Service") if chosen <= each["metadata"]["labels"].items()]
+        assert [each["metadata"]["name"] for each in matching] == [matching[0]["metadata"]["name"]]
+        assert matching[0]["metadata"]["name"].endswith("-metrics")
+
+
+def test_the_headless_service_has_no_address_and_is_only_for_ready_pods(render: Render) -> None:
+    spec = render().one("Service", "-headless")["spec"]
+
+    assert spec["clusterIP"] == "None"
+    assert "publishNotReadyAddresses" not in spec
+
+
+@pytest.mark.parametrize("autoscaler", ["hpa", "keda"])
+def test_replicas_are_left_to_an_autoscaler(render: Render, autoscaler: str) -> None:
+    assert "replicas" in render().one("Deployment")["spec"]
+    assert "replicas" not in render({"autoscaling": {autoscaler: {"enabled": True}}}).one("Deployment")["spec"]
+
+
+def test_threads_follow_the_limit_of_the_cpu_unless_they_are_set(render: Render) -> None:
+    def threads(values: dict[str, Any]) -> list[Manifest]:
+        return [each for each in render(values).server["env"] if each["name"] == "LOSSWIRE_THREADS"]
+
+    assert threads({})[0]["valueFrom"]["resourceFieldRef"]["resource"] == "limits.cpu"
+    assert threads({"settings": {"threads": 1}}) == []
+    assert threads({"resources": {"limits": {"cpu": None}}}) == []
+
+
+def test_a_gpu_changes_image_resources_runtime_and_tolerations(render: Render) -> None:
+    values = {"device": "cuda", "gpu": {"runtimeClassName": "nvidia"}, "resources": {"limits": {"memory": "8Gi"}}}
+    rendered = render(values)
+    spec = rendered.one("Deployment")["spec"]["template"]["spec"]
+
+    assert rendered.server["image"] == "losswire:0.1.0-gpu"
+    assert rendered.server["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert spec["runtimeClassName"] == "nvidia"
+    assert [each["key"] for each in spec["tolerations"]] == ["nvidia.com/gpu"]
+    assert {"name": "LOSSWIRE_DEVICE", "value": "cuda"} in rendered.server["env"]
+    assert "tolerations" not in render().one("Deployment")["spec"]["template"]["spec"]
+
+
+def test_fields_that_a_version_of_kubernetes_lacks_are_left_out(render: Render) -> None:
+    old, new = render(kube_version="1.25.0"), render(kube_version="1.31.0")
+
+    assert "exec" in old.server["lifecycle"]["preStop"]
+    assert new.server["lifecycle"]["preStop"] == {"sleep": {"seconds": 5}}
+    assert "unhealthyPodEvictionPolicy" not in old.one("PodDisruptionBudget")["spec"]
+    assert new.one("PodDisruptionBudget")["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+def test_probes_ask_the_health_port_and_draining_never_fails_liveness(render: Render) -> None:
+    server = render().server
+
+    assert server["readinessProbe"]["grpc"] == server["startupProbe"]["grpc"] == {"port": 50052, "service": ""}
+    assert server["livenessProbe"]["grpc"] == {"port": 50052, "service": "liveness"}
+
+
+def test_the_pods_of_batch_scoring_share_the_work_by_their_index(render: Render) -> None:
+    job = render({"batch": {"enabled": True, "sources": ["/data/*.npz"], "shards": 3, "parallelism": 8}}).one("Job")
+
+    assert job["spec"]["completionMode"] == "Indexed"
+    assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (3, 3)
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == [
+        "score", "/data/*.npz", "--out=/output", "--shard=$(JOB_COMPLETION_INDEX)/3",
+        "--server=dns:///loss-losswire-headless.scoring:50051",
+    ]  # fmt: skip
+
+
+def test_a_token_reaches_batch_pods_from_its_secret(render: Render) -> None:
+    batch = {"enabled": True, "sources": ["x"], "schedule": "@daily", "tokenSecret": {"name": "token"}}
+    job = render({"batch": batch}).one("CronJob")["spec"]["jobTemplate"]["spec"]
+
+    [variable] = job["template"]["spec"]["containers"][0]["env"]
+    assert variable["name"] == "LOSSWIRE_TOKEN"
+    assert variable["valueFrom"]["secretKeyRef"] == {"name": "token", "key": "token"}
+
+
+def test_rules_and_dashboard_are_those_of_the_repository(helm: Helm, tmp_path: Path) -> None:
+    values = {"metrics": {"prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}}}
+    rendered = helm.render(values)
+    rules, dashboard = ROOT / "deploy/prometheus/rules.yaml", ROOT / "deploy/grafana/losswire.json"
+
+    assert rendered.one("PrometheusRule")["spec"] == yaml.safe_load(rules.read_text())
+    assert rendered.one("ConfigMap", "-dashboard")["data"]["losswire.json"].strip() == dashboard.read_text().strip()
+
+    # Links in the repository, and files in what is shipped.
+    assert helm.run("package", CHART, "--destination", tmp_path).returncode == 0
+    helm.run("pull", tmp_path / "losswire-0.1.0.tgz", "--untar", "--untardir", tmp_path)
+    packed = helm.run("show", "all", tmp_path / "losswire-0.1.0.tgz")
+    assert packed.returncode == 0
+    shipped = helm.run(
+        "template", "loss", tmp_path / "losswire-0.1.0.tgz", "--set=metrics.prometheusRule.enabled=true",
+        "--show-only=templates/prometheusrule.yaml",
+    )  # fmt: skip
+    assert yaml.safe_load(shipped.stdout)["spec"] == yaml.safe_load(rules.read_text())
+
+
+def test_a_secret_is_mounted_as_files_and_never_as_a_variable(render: Render) -> None:
+    values = {
+        "secretFiles": [{"name": "tokens", "secretName": "losswire-tokens"}],
+        "tls": {"enabled": True, "existingSecret": "cert"},
+    }
+    rendered = render(values)
+
+    mounts = {each["name"]: each["mountPath"] for each in rendered.server["volumeMounts"]}
+    assert mounts["secret-tokens"] == "/etc/losswire/secrets/tokens"
+    assert mounts["tls"] == "/etc/losswire/tls"
+    assert "secretKeyRef" not in rendered.text
+
+
+def test_a_client_of_the_chart_gets_no_private_key_of_the_server(render: Render) -> None:
+    rendered = render({"tls": {"enabled": True, "existingSecret": "cert"}})
+
+    [volume] = [each for each in rendered.one("Pod", "-test")["spec"]["volumes"] if each["name"] == "tls"]
+    assert volume["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]

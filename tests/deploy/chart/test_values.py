@@ -1,0 +1,146 @@
+"""The schema and README follow from values.yaml, and values that make no sense are refused, each with a sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from helm import CHART, ROOT, Helm, RefusedError
+
+from losswire_server.config import Config
+
+
+def test_schema_and_readme_are_those_of_values_yaml() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "deploy/helm/describe.py", "--check"], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "path"),
+    [
+        ({"replicas": "two"}, "replicas"),
+        ({"replicas": -1}, "replicas"),
+        ({"replica": 2}, "replica"),
+        ({"device": "tpu"}, "device"),
+        ({"image": {"digest": "sha256:short"}}, "digest"),
+        ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
+        ({"service": {"port": 70000}}, "port"),
+        ({"settings": {"max_inflight_byte": 1}}, "max_inflight_byte"),
+        ({"settings": {"threads": 5000}}, "threads"),
+        ({"settings": {"listen": "0.0.0.0:1"}}, "listen"),
+        ({"settings": {"log_level": "loud"}}, "log_level"),
+        ({"tls": {"certManager": {"issuerRef": {"nam": "x"}}}}, "issuerRef"),
+        ({"grpcRoute": {"methods": ["Evaluated"]}}, "methods"),
+        ({"metrics": {"serviceMonitor": {"interval": "15 seconds"}}}, "interval"),
+        ({"secretFiles": [{"name": "a/b", "secretName": "x"}]}, "secretFiles"),
+    ],
+)
+def test_the_schema_refuses_a_value_and_names_it(helm: Helm, values: dict[str, Any], path: str) -> None:
+    with pytest.raises(RefusedError) as refused:
+        helm.render(values)
+
+    assert path in str(refused.value)
+    assert "schema" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"terminationGracePeriodSeconds": 36}, "terminationGracePeriodSeconds is 36; drain.preStopSeconds"),
+        (
+            {"autoscaling": {"hpa": {"enabled": True}, "keda": {"enabled": True}}},
+            "autoscaling.hpa.enabled and autoscaling.keda.enabled are both true",
+        ),
+        ({"autoscaling": {"minReplicas": 11}}, "autoscaling.minReplicas is 11; autoscaling.maxReplicas 10"),
+        ({"podDisruptionBudget": {"minAvailable": 1}}, "exactly one of them is needed"),
+        ({"updateStrategy": {"maxSurge": 0}}, "updateStrategy.maxSurge and updateStrategy.maxUnavailable are both 0"),
+        ({"tls": {"enabled": True}}, "tls.enabled is true without a certificate"),
+        ({"tls": {"existingSecret": "cert"}}, "tls.enabled is false although a certificate or client CA is given"),
+        (
+            {
+                "tls": {
+                    "enabled": True,
+                    "existingSecret": "a",
+                    "certManager": {"enabled": True, "issuerRef": {"name": "b"}},
+                }
+            },
+            'tls.existingSecret is "a" and tls.certManager.enabled is true',
+        ),
+        ({"tls": {"enabled": True, "certManager": {"enabled": True}}}, "tls.certManager.issuerRef has no name"),
+        (
+            {"metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}},
+            "every series would be scraped twice",
+        ),
+        ({"grpcRoute": {"enabled": True}}, "grpcRoute.parentRefs is empty"),
+        ({"settings": {"processes": 0}}, "settings.processes is 0, which counts the cores of the node"),
+        ({"settings": {"processes": 2}, "resources": {"limits": {"memory": "8Gi"}}}, "without settings.threads"),
+        ({"resources": {"limits": {"memory": "512Mi"}}}, "resources.limits.memory is 512Mi"),
+        ({"settings": {"max_inflight_bytes": 4294967296}}, "settings.max_inflight_bytes (4096 MiB)"),
+        ({"batch": {"enabled": True}}, "batch.sources is empty"),
+        (
+            {
+                "tls": {"enabled": True, "existingSecret": "a", "clientCASecret": "b"},
+                "batch": {"enabled": True, "sources": ["x"]},
+            },
+            "tls.clientSecret is empty although tls.clientCASecret demands a certificate",
+        ),
+    ],
+)
+def test_values_that_contradict_one_another_are_refused_with_a_sentence(
+    helm: Helm, values: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(RefusedError) as refused:
+        helm.render(values)
+
+    assert sentence in str(refused.value)
+
+
+def test_all_contradictions_are_told_at_once(helm4: Helm) -> None:
+    with pytest.raises(RefusedError) as refused:
+        helm4.render({"tls": {"enabled": True}, "grpcRoute": {"enabled": True}, "settings": {"processes": 0}})
+
+    assert str(refused.value).count("\n- ") == 3
+
+
+def test_the_smallest_termination_grace_period_is_longer_than_the_drain(helm4: Helm) -> None:
+    assert helm4.render({"terminationGracePeriodSeconds": 37}).manifests
+    with pytest.raises(RefusedError):
+        helm4.render({"terminationGracePeriodSeconds": 36})
+
+
+def test_every_setting_of_the_chart_reaches_a_server_that_accepts_it(helm4: Helm, tmp_path: Any) -> None:
+    from losswire_server.config import load_config
+
+    chosen = {"max_inflight_bytes": 629145600, "body_timeout_s": 2.5, "log_level": "debug", "reflection": True}
+    rendered = helm4.render({"settings": chosen, "resources": {"limits": {"memory": "2Gi"}}})
+    path = tmp_path / "losswire.toml"
+    path.write_text(rendered.one("ConfigMap")["data"]["losswire.toml"])
+
+    config = load_config([f"--config={path}"])
+
+    assert isinstance(config, Config)
+    assert {name: getattr(config, name) for name in chosen} == chosen
+    assert (config.drain_wait_s, config.drain_grace_s, config.insecure) == (1.0, 30.0, True)
+
+
+def test_the_chart_is_a_part_of_a_parent_chart(helm: Helm, tmp_path: Any) -> None:
+    (tmp_path / "Chart.yaml").write_text(
+        "apiVersion: v2\nname: parent\nversion: 1.0.0\n"
+        f"dependencies: [{{name: losswire, version: 0.1.0, repository: 'file://{CHART}', "
+        "condition: losswire.enabled}]\n"
+    )
+    built = helm.run("dependency", "build", tmp_path)
+    assert built.returncode == 0, built.stderr
+    arguments = ["--set", "global.imageRegistry=mirror.example.com,global.other=1,losswire.replicas=3"]
+
+    rendered = helm.run("template", "x", tmp_path, *arguments)
+
+    assert rendered.returncode == 0, rendered.stderr
+    assert "image: mirror.example.com/losswire:0.1.0" in rendered.stdout
+    assert "replicas: 3" in rendered.stdout
+    assert helm.run("template", "x", tmp_path, "--set", "losswire.enabled=false").stdout.strip() == ""

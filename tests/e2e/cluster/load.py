@@ -1,0 +1,57 @@
+"""Calls losswire without end from several threads, and prints a line of JSON a second: calls, failures, wrong answers.
+
+Argument: the target. Half of the threads send small batches, and half send batches of 8 MiB, as streams. Every answer
+is compared with the first one, whose bits it must have.
+"""
+
+import json
+import sys
+import threading
+import time
+
+import numpy as np
+
+import losswire
+
+THREADS = 4
+
+rng = np.random.default_rng(0)
+lock = threading.Lock()
+counts = {"calls": 0, "failed": 0, "wrong": 0}
+errors: list[str] = []
+
+
+def call(target: str, logits: np.ndarray, labels: np.ndarray) -> None:
+    """Call for ever, a few times a second, so that many of these share two cores."""
+    with losswire.Client(target, timeout_s=60.0) as client:
+        expected = None
+        while True:
+            try:
+                loss = float(client.cross_entropy(logits, labels))
+            except losswire.LosswireError as error:
+                with lock:
+                    counts["failed"] += 1
+                    errors.append(str(error))
+            else:
+                expected = loss if expected is None else expected
+                with lock:
+                    counts["wrong"] += loss != expected
+            with lock:
+                counts["calls"] += 1
+            time.sleep(0.02)
+
+
+def main(target: str) -> None:
+    """Start the threads, and count until the end."""
+    for index in range(THREADS):
+        rows, classes = (64, 1000) if index % 2 else (16, 131072)
+        batch = rng.normal(size=(rows, classes)).astype(np.float32), rng.integers(0, classes, rows)
+        threading.Thread(target=call, args=(target, *batch), daemon=True).start()
+    while True:
+        time.sleep(1)
+        with lock:
+            print(json.dumps({**counts, "errors": errors[-3:]}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

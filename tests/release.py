@@ -1,0 +1,145 @@
+"""A release of the chart in the test's cluster, and clients that call it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chart_features import Values, merged
+from cluster import SCRIPTS, Cluster, Object, run, wait_for
+from prometheus_client.parser import text_string_to_metric_families
+
+SPACE, NAME = "scoring", "loss"
+TARGET = f"dns:///{NAME}-losswire-headless.{SPACE}:50051"
+
+
+@dataclass
+class Load:
+    """A pod that calls without end."""
+
+    cluster: Cluster
+    name: str
+
+    def counts(self) -> dict[str, Any]:
+        """Calls, failures and wrong answers so far, with the last errors."""
+        lines = self.cluster.kubectl("logs", self.name, f"--namespace={SPACE}", "--tail=1").splitlines()
+        counts: dict[str, Any] = json.loads(lines[0]) if lines else {"calls": 0, "failed": 0, "wrong": 0}
+        return counts
+
+    def wait_for_calls(self, more: int, timeout_s: float = 120) -> dict[str, Any]:
+        """The counts after some more calls."""
+        target = self.counts()["calls"] + more
+        wait_for(f"{more} more calls", lambda: self.counts()["calls"] >= target, timeout_s)
+        return self.counts()
+
+
+@dataclass
+class Release:
+    """The chart, installed as `loss` in namespace `scoring`."""
+
+    cluster: Cluster
+    chart: Path
+    image: str
+
+    def values(self, *parts: Values) -> Values:
+        """Values for this cluster, and what a test adds."""
+        repository, _, tag = self.image.rpartition(":")
+        base = {
+            "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
+            "probes": {
+                "type": "exec",
+                "timeoutSeconds": 20,
+                "startup": {"periodSeconds": 5},
+                "readiness": {"periodSeconds": 10},
+            },
+            "resources": {
+                "requests": {"cpu": "100m", "memory": "300Mi"}, "limits": {"cpu": "2", "memory": "1536Mi"},
+            },
+            "settings": {"max_connection_age_s": 10},
+        }  # fmt: skip
+        return merged([base, *parts])
+
+    def install(self, *parts: Values) -> str:
+        """Install or upgrade, and wait until it is ready."""
+        wait = ("--wait", "--timeout=8m", "--create-namespace")
+        return self._helm("upgrade", "--install", NAME, self.chart, "--values=-", *wait, values=self.values(*parts))
+
+    def upgrade_without_waiting(self, *parts: Values) -> str:
+        """Tell Kubernetes, no more."""
+        return self._helm("upgrade", NAME, self.chart, "--values=-", values=self.values(*parts))
+
+    def _helm(self, *arguments: str | Path, values: Values | None = None) -> str:
+        text = None if values is None else json.dumps(values)
+        return self.cluster.helm(*arguments, f"--namespace={SPACE}", text=text, timeout_s=600)
+
+    def test(self) -> str:
+        """What `helm test` prints."""
+        return self._helm("test", NAME, "--logs", "--timeout=5m")
+
+    def uninstall(self) -> None:
+        """Remove it."""
+        self._helm("uninstall", NAME, "--wait", "--timeout=5m")
+
+    def pods(self) -> list[Object]:
+        """The server's pods that are not about to end."""
+        pods = self.cluster.get("pods", f"--namespace={SPACE}", "--selector=app.kubernetes.io/component=server")
+        return [each for each in pods if "deletionTimestamp" not in each["metadata"]]
+
+    def ready_pods(self) -> list[Object]:
+        """Those that take calls."""
+        return [
+            each
+            for each in self.pods()
+            if any(c["type"] == "Ready" and c["status"] == "True" for c in each["status"].get("conditions", ()))
+        ]
+
+    def metric(self, pod: Object, name: str, **labels: str) -> float:
+        """The sum of a pod's series of a name."""
+        page = self.cluster.fetch(f"http://{pod['status']['podIP']}:9464/metrics")
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def kill(self, pod: Object) -> None:
+        """End the server's process with SIGKILL, as the kernel does when memory runs out."""
+        container = pod["status"]["containerStatuses"][0]["containerID"].rpartition("/")[2]
+        socket = self.cluster.folder / "containerd.sock"
+        run("ctr", "--address", socket, "--namespace=k8s.io", "tasks", "kill", "--signal=SIGKILL", container)
+
+    @contextmanager
+    def load(self, name: str = "load") -> Iterator[Load]:
+        """A pod that calls the headless Service without end, while the block lasts."""
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": SPACE},
+            "spec": {
+                "terminationGracePeriodSeconds": 1,
+                "restartPolicy": "Never",
+                "containers": [
+                    {
+                        "name": "load",
+                        "image": self.image,
+                        "imagePullPolicy": "Never",
+                        "command": ["python", "-c", (SCRIPTS / "load.py").read_text(), TARGET],
+                    }
+                ],
+            },
+        }
+        self.cluster.apply(pod)
+        load = Load(self.cluster, name)
+        try:
+            self.cluster.kubectl(
+                "wait", f"pod/{name}", f"--namespace={SPACE}", "--for=condition=Ready", "--timeout=60s"
+            )
+            load.wait_for_calls(20)
+            yield load
+        finally:
+            self.cluster.kubectl("delete", "pod", name, f"--namespace={SPACE}", "--wait=true")
