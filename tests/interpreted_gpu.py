@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 INTERPRETED_STEPS = 14
 """Steps of jobs whose kernels are interpreted: a step takes about 10 ms, however wide its block."""
 
-INTERPRETED_BLOCK = 2**14
+INTERPRETED_BLOCK = 2**12
 """Positions of a step of planes, which takes one class after another."""
 
 INTERPRETED_TILE = 2**16

@@ -195,6 +195,22 @@ def test_parts_of_a_sample_have_the_bits_of_the_whole(gpu: Gpu, in_one_list: boo
         assert bits(outcomes[-1]) == bits(expected)
 
 
+def test_parts_of_a_class_have_the_bits_of_the_whole(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Slabs of two classes, each begun in one part and gone on with in others.
+    monkeypatch.setattr(shapes, "slab_classes", lambda class_count, positions: 2)
+    whole = make_job((1, 5, 300), label_smoothing=0.1, outputs=frozenset({"logsumexp", "entropy", "argmax"}))
+    [expected] = gpu.evaluate([whole])
+    for cuts in ([0, 300], [0, 1, 17, 299, 300]):
+        partial, results = PartialSample(), []
+        for class_, (first, end) in itertools.product(range(5), itertools.pairwise(cuts)):
+            logits = whole.logits[:, class_ : class_ + 1, first:end].contiguous()
+            part = Job(whole.parameters, logits, whole.target[:, first:end].contiguous(), partial, class_, first)
+            results += [result for result in gpu.evaluate([part]) if isinstance(result, Positions)]
+        assert torch.equal(torch.cat([result.loss for result in results]), expected.loss)
+        for name, values in expected.outputs.items():
+            assert torch.equal(torch.cat([result.outputs[name] for result in results]), values), name
+
+
 def test_only_planes_of_whole_vectors_are_taken_for_aligned() -> None:
     # Else the compiler would read, and write, vectors that reach beyond the end of a block.
     for positions, is_aligned in ((40000, True), (1, False), (39998, False), (32, True)):
