@@ -10,6 +10,7 @@ import typer
 
 from losswire.channels import Tls
 from losswire.commands import bench, evaluate, explain, info, ping, top
+from losswire.commands import bench, evaluate, explain, info, merge, ping, score
 from losswire.commands.console import CommandGroup, out
 
 __all__ = ["app"]
@@ -20,8 +21,10 @@ app.command("evaluate", hidden=True)(evaluate.evaluate)
 app.command()(bench.bench)
 app.command()(explain.explain)
 app.command()(info.info)
+app.command()(merge.merge)
 app.command()(ping.ping)
 app.command()(top.top)
+app.command()(score.score)
 
 
 def _print_version(wanted: bool) -> None:
