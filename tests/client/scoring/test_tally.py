@@ -44,7 +44,7 @@ def tallied(*parts: ScoredRows, weight: Any = None, shard: int = 0) -> Totals:
 def test_groups_and_classes_have_their_own_sums() -> None:
     totals = tallied(rows(), weight=WEIGHT)
     for code, name in enumerate(NAMES):
-        mine = GROUP == code
+        mine = code == GROUP
         cell = totals.groups[name]
         assert (cell.counted, cell.ignored) == ((mine & COUNTED).sum(), (mine & IGNORED).sum())
         assert cell.nonfinite == (mine & ~IGNORED & ~np.isfinite(LOSS)).sum()
@@ -52,7 +52,7 @@ def test_groups_and_classes_have_their_own_sums() -> None:
         assert cell.loss == sum(map(exact, LOSS[mine & COUNTED].tolist()))
         assert cell.weight == sum(map(exact, WEIGHT[TARGET[mine & COUNTED]].tolist()))
     for label in range(CLASSES):
-        mine = (TARGET == label) & COUNTED
+        mine = (label == TARGET) & COUNTED
         assert totals.classes[label].loss == sum(map(exact, LOSS[mine].tolist()))
         assert totals.classes[label].weight == int(mine.sum()) * exact(float(WEIGHT[label]))
 
@@ -82,7 +82,7 @@ def test_the_histogram_counts_every_loss_within_its_edges() -> None:
     assert sum(totals.histogram.values()) == COUNTED.sum()
     for place, count in totals.histogram.items():
         low, high = histogram_edges(place)
-        assert count == ((LOSS >= low) & (LOSS < high) & COUNTED).sum()
+        assert count == ((low <= LOSS) & (high > LOSS) & COUNTED).sum()
 
 
 def test_the_worst_rows_are_the_worst_wherever_they_were_seen() -> None:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -167,7 +167,8 @@ def display(run: Run, client: Client, progress: Progress) -> Iterator[ScoreWatch
         watcher.tell()
     elif progress is Progress.LIVE or (progress is Progress.AUTO and err.is_terminal):
         live = _LiveWatcher(run, client, timeline)
-        with Live(live, console=err, refresh_per_second=5, transient=True):
+        console = err if err.is_terminal else Console(stderr=True, force_terminal=True)
+        with Live(live, console=console, refresh_per_second=5, transient=True):
             yield live
     else:
         yield ScoreWatcher(run, client, timeline)

@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 _Item = TypeVar("_Item")
 
 _POLL_S: Final = 0.1
+_PATIENCE_S: Final = 2.0
 
 
 def prefetched(items: Iterable[_Item], ahead: int) -> Generator[_Item, None, None]:
@@ -53,4 +54,5 @@ def prefetched(items: Iterable[_Item], ahead: int) -> Generator[_Item, None, Non
             yield item  # type: ignore[misc]
     finally:
         stopped.set()
-        thread.join()
+        # A thread that waits for a disk or a network that do not answer must not keep the process.
+        thread.join(_PATIENCE_S)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 from losswire.scoring.errors import ScoringError, ShardError
@@ -64,28 +66,41 @@ def events(
         folder: Where copies go of shards that are not on this machine.
         given_up: Shards of which no more is wanted; others may add to it meanwhile.
     """
-    with ThreadPoolExecutor(1, "losswire-digest") as hashing:
-        for number in numbers:
-            item = inputs[number]
-            try:
-                with ExitStack() as stack:
-                    paths = stack.enter_context(local_files(item.name, names.wanted, folder, number))
-                    # Meanwhile, and of bytes that are about to be read, or just were.
-                    content = hashing.submit(digest, list(paths.values()))
-                    rows = 0
-                    for part in read_parts(item.name, paths, names):
-                        if number in given_up:
-                            break
-                        rows = part.first_row + len(part.logits)
-                        yield PartRead(number, part)
-                    found = content.result()
-                if number not in given_up:
-                    _require_unchanged(item, names)
-                yield ShardRead(number, found, item.bytes, rows)
-            except ShardError as error:
-                yield ShardFailed(number, error)
-            except OSError as error:
-                yield ShardFailed(number, ShardError(item.name, f"cannot be read: {error}"))
+    for number in numbers:
+        item = inputs[number]
+        try:
+            with ExitStack() as stack:
+                paths = stack.enter_context(local_files(item.name, names.wanted, folder, number))
+                # Meanwhile, and of bytes that are about to be read, or just were.
+                content = _digest_meanwhile(list(paths.values()))
+                rows = 0
+                for part in read_parts(item.name, paths, names):
+                    if number in given_up:
+                        break
+                    rows = part.first_row + len(part.logits)
+                    yield PartRead(number, part)
+                found = content.result()
+            if number not in given_up:
+                _require_unchanged(item, names)
+            yield ShardRead(number, found, item.bytes, rows)
+        except ShardError as error:
+            yield ShardFailed(number, error)
+        except OSError as error:
+            yield ShardFailed(number, ShardError(item.name, f"cannot be read: {error}"))
+
+
+def _digest_meanwhile(paths: list[Path]) -> Future[str]:
+    found: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(digest(paths))
+        except BaseException as error:  # It is raised where the digest is asked for.
+            found.set_exception(error)
+
+    # Unlike an executor's, such a thread keeps no process from ending while a disk does not answer.
+    threading.Thread(target=run, name="losswire-digest", daemon=True).start()
+    return found
 
 
 def _require_unchanged(item: Input, names: Names) -> None:

@@ -29,7 +29,7 @@ from losswire.session import Session
 _PARTS_AHEAD: Final = 2
 _ALWAYS: Final = ("loss", "argmax", "max_probability")
 # Refusals that are about one shard. Others, of the options, would be repeated for each.
-_SHARD_FIELDS: Final = ("logits", "target", None)
+_SHARD_FIELDS: Final = ("logits", "target", "")
 
 
 class Watcher(Protocol):
@@ -186,7 +186,9 @@ class Runner:
         try:
             return future.result()
         except (InvalidArgumentError, TypeError, TooLargeError) as error:
-            if getattr(error, "field", None) not in _SHARD_FIELDS:
+            # Such as "target[3]" or "logits.dtype".
+            field = getattr(error, "field", None) or ""
+            if re.split(r"[.\[]", field)[0] not in _SHARD_FIELDS:
                 raise
             # The server counts from the first row of what it was sent.
             place = re.match(r"(?:target|logits)\[(\d+)", str(error))
@@ -273,18 +275,19 @@ class _OpenShard:
 
     def __init__(self, rows: Folder, number: int, name: str, tally: Tally) -> None:
         self.tally = tally
+        self._rows = rows
+        self._name = row_file_name(number, name)
         self._stack = ExitStack()
-        file = self._stack.enter_context(rows.writing(row_file_name(number, name)))
-        self._writer = RowWriter(file)
+        self._opened: RowWriter | None = None
 
     def add(self, rows: ScoredRows, outputs: dict[str, Any]) -> None:
         """Adds rows to the file and to the totals."""
         self.tally.add(rows)
-        self._writer.add(rows, outputs)
+        self._writer().add(rows, outputs)
 
     def commit(self, record: ShardRecord) -> None:
         """Gives the file its name, once it is on the disk."""
-        self._writer.finish(record)
+        self._writer().finish(record)
         self._stack.close()
 
     def abandon(self) -> None:
@@ -294,3 +297,9 @@ class _OpenShard:
             self._stack.__exit__(ShardError, error, None)
         except (OSError, ShardError):
             return
+
+    def _writer(self) -> RowWriter:
+        # Opened not before a runner holds this object, so that nothing can come between a file and its removal.
+        if self._opened is None:
+            self._opened = RowWriter(self._stack.enter_context(self._rows.writing(self._name)))
+        return self._opened

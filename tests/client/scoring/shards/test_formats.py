@@ -9,6 +9,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,7 +27,7 @@ LOGITS = GENERATOR.normal(size=(ROWS, CLASSES)).astype(np.float32)
 TARGET = GENERATOR.integers(0, CLASSES, ROWS)
 CODE = GENERATOR.integers(10, 13, ROWS)
 NAMES = Names("logits", "target", "domain")
-ARRAYS = {"logits": LOGITS, "target": TARGET, "domain": CODE}
+ARRAYS: dict[str, npt.NDArray[Any]] = {"logits": LOGITS, "target": TARGET, "domain": CODE}
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "PART_BYTES", 10 * LOGITS[0].nbytes)
 
 
-def lists(values: np.ndarray, fixed: bool) -> pa.Array:
+def lists(values: npt.NDArray[Any], fixed: bool) -> pa.Array:
     if fixed:
         array = pa.array(np.ascontiguousarray(values).reshape(-1))
         for size in values.shape[:0:-1]:
@@ -44,56 +45,56 @@ def lists(values: np.ndarray, fixed: bool) -> pa.Array:
     return pa.array(values.tolist(), pa.list_(pa.from_numpy_dtype(values.dtype)))
 
 
-def table(arrays: dict[str, np.ndarray], fixed: bool = True) -> pa.Table:
+def table(arrays: dict[str, npt.NDArray[Any]], fixed: bool = True) -> pa.Table:
     return pa.table({name: lists(array, fixed) if array.ndim > 1 else array for name, array in arrays.items()})
 
 
-def save_npz(folder: Path, arrays: dict[str, np.ndarray]) -> str:
+def save_npz(folder: Path, arrays: dict[str, npt.NDArray[Any]]) -> str:
     np.savez(folder / "a.npz", allow_pickle=False, **arrays)
     return str(folder / "a.npz")
 
 
-def save_compressed(folder: Path, arrays: dict[str, np.ndarray]) -> str:
+def save_compressed(folder: Path, arrays: dict[str, npt.NDArray[Any]]) -> str:
     np.savez_compressed(folder / "a.npz", allow_pickle=False, **arrays)
     return str(folder / "a.npz")
 
 
-def save_npy(folder: Path, arrays: dict[str, np.ndarray]) -> str:
+def save_npy(folder: Path, arrays: dict[str, npt.NDArray[Any]]) -> str:
     for name, array in arrays.items():
         np.save(folder / f"a.{name}.npy", array)
     return str(folder / "a.logits.npy")
 
 
-def save_safetensors(folder: Path, arrays: dict[str, np.ndarray]) -> str:
+def save_safetensors(folder: Path, arrays: dict[str, npt.NDArray[Any]]) -> str:
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "a.safetensors")
     return str(folder / "a.safetensors")
 
 
-def save_parquet(folder: Path, arrays: dict[str, np.ndarray]) -> str:
+def save_parquet(folder: Path, arrays: dict[str, npt.NDArray[Any]]) -> str:
     pq.write_table(table(arrays), folder / "a.parquet", row_group_size=23)
     return str(folder / "a.parquet")
 
 
-def save_parquet_of_lists(folder: Path, arrays: dict[str, np.ndarray]) -> str:
+def save_parquet_of_lists(folder: Path, arrays: dict[str, npt.NDArray[Any]]) -> str:
     pq.write_table(table(arrays, fixed=False), folder / "a.parquet", row_group_size=23)
     return str(folder / "a.parquet")
 
 
-def save_arrow(folder: Path, arrays: dict[str, np.ndarray]) -> str:
+def save_arrow(folder: Path, arrays: dict[str, npt.NDArray[Any]]) -> str:
     whole = table(arrays)
     with pa.OSFile(str(folder / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, whole.schema) as writer:
         writer.write_table(whole, max_chunksize=17)
     return str(folder / "a.arrow")
 
 
-def save_arrow_stream(folder: Path, arrays: dict[str, np.ndarray]) -> str:
+def save_arrow_stream(folder: Path, arrays: dict[str, npt.NDArray[Any]]) -> str:
     whole = table(arrays)
     with pa.OSFile(str(folder / "a.arrows"), "wb") as sink, pa.ipc.new_stream(sink, whole.schema) as writer:
         writer.write_table(whole, max_chunksize=17)
     return str(folder / "a.arrows")
 
 
-Save = Callable[[Path, dict[str, np.ndarray]], str]
+Save = Callable[[Path, dict[str, npt.NDArray[Any]]], str]
 ALL: list[Save] = [
     save_npz, save_compressed, save_npy, save_safetensors, save_parquet, save_parquet_of_lists, save_arrow,
     save_arrow_stream,
