@@ -20,6 +20,7 @@ PARTS = {
     "cost": ("benchmarks.bench_cost",),
     "kernels": ("benchmarks.bench_kernels", "--full"),
     "peers": ("benchmarks.bench_peers",),
+    "score": ("benchmarks.bench_score",),
     "plots": ("benchmarks.plots",),
     "tables": ("benchmarks.tables",),
 }

@@ -49,9 +49,9 @@ class ScoreWatcher:
     def __init__(self, run: Run, client: Client, timeline: Timeline) -> None:
         self._client = client
         self._timeline = timeline
-        self._shards = len(run.done) + len(run.pending)
+        self._shards = len(run.scored.shards) + len(run.pending)
         self.total_bytes = sum(run.manifest.inputs[number].bytes for number in run.pending)
-        self.committed = len(run.done)
+        self.committed = len(run.scored.shards)
         self._started = time.monotonic()
         self._rows = self._bytes = self._left_out = 0
         self._loss_sum = self._weight_sum = 0.0

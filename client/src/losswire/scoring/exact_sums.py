@@ -92,7 +92,7 @@ class ExactSums:
         """The sum of a key, in units of 2**-1074."""
         total = self._folded.get(key, 0)
         if key < len(self._limbs):
-            total += _combine(self._limbs[key])
+            total += _combine(self._limbs[key].tolist())
         return total << UNIT_EXPONENT - self._layout.unit_exponent
 
     def _add_pieces(
@@ -110,8 +110,8 @@ class ExactSums:
             self._limbs = grown
         self._adds += adds
         if self._adds > _MAX_ADDS:
-            for key in np.flatnonzero(self._limbs.any(axis=1)).tolist():
-                self._folded[key] = self._folded.get(key, 0) + _combine(self._limbs[key])
+            for key, limbs in enumerate(self._limbs.tolist()):
+                self._folded[key] = self._folded.get(key, 0) + _combine(limbs)
             self._limbs[:] = 0
             self._adds = adds
 
@@ -156,5 +156,5 @@ def from_text(text: str) -> int:
     return int(digits, 16) << int(power) + UNIT_EXPONENT if int(digits, 16) else 0
 
 
-def _combine(limbs: npt.NDArray[np.int64]) -> int:
-    return sum(int(limbs[place]) << place * _LIMB_BITS for place in np.flatnonzero(limbs).tolist())
+def _combine(limbs: list[int]) -> int:
+    return sum(limb << place * _LIMB_BITS for place, limb in enumerate(limbs) if limb)

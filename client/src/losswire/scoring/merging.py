@@ -22,7 +22,7 @@ from losswire.scoring.row_file import (
     write_skip,
 )
 from losswire.scoring.run import Outcome
-from losswire.scoring.summary import summarize, write_summary
+from losswire.scoring.summary import Scored, summarize, write_summary
 from losswire.scoring.timeline import is_timeline
 
 _COPY_BYTES: Final = 1 << 20
@@ -120,7 +120,9 @@ def _summarized(target: Folder, rows: Folder, manifest: Manifest) -> Outcome:
     if missing:
         named = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
         raise StoppedError(f"{len(missing)} of {len(manifest.inputs)} shards are not scored yet: {named}")
-    records = [_record(rows, name, manifest) for name in results.values()]
-    summary = summarize(manifest, records, list(failures.values()))
+    scored = Scored()
+    for name in results.values():
+        scored.add(_record(rows, name, manifest))
+    summary = summarize(manifest, scored, list(failures.values()))
     write_summary(target, summary)
     return Outcome(summary, list(failures.values()), 0)

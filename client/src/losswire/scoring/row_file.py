@@ -152,6 +152,7 @@ def read_record(folder: Folder, name: str) -> ShardRecord:
 
     Raises:
         RefusedError: if the file is none.
+        OSError: if it cannot be read.
     """
     pa, parquet = require("pyarrow"), require("pyarrow.parquet")
     try:
@@ -160,6 +161,9 @@ def read_record(folder: Folder, name: str) -> ShardRecord:
         footer = json.loads(metadata[_KEY])
         return ShardRecord(**footer | {"totals": Totals.from_json(footer["totals"])})
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            # Of the disk. Arrow's own say that the content is wrong, and have no number.
+            raise
         raise RefusedError(f"{folder.path / name} is no result of a scoring run: {error}") from error
 
 

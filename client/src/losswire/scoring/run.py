@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,10 @@ from losswire.scoring.folder import TEMPORARY, Folder
 from losswire.scoring.inputs import digest, local_files
 from losswire.scoring.lock import locked
 from losswire.scoring.manifest import MANIFEST_NAME, Input, Manifest, Share, keep
-from losswire.scoring.row_file import ROWS_FOLDER, ShardRecord, committed, read_record, shard_number, skipped
+from losswire.scoring.row_file import ROWS_FOLDER, committed, read_record, shard_number, skipped
 from losswire.scoring.runner import Effort, Runner, Watcher
 from losswire.scoring.shards.part import Names
-from losswire.scoring.summary import summarize, write_summary
+from losswire.scoring.summary import Scored, summarize, write_summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +42,17 @@ class Run:
         manifest: What is scored.
         share: Which shards are this runner's.
         pending: Numbers of its shards that have no results yet.
-        done: What is known of those that have.
+        scored: What is known of those that have.
     """
 
     def __init__(self, folder: Folder, rows: Folder, manifest: Manifest, share: Share) -> None:
         self.folder, self._rows = folder, rows
         self.manifest, self.share = manifest, share
-        self.done = {number: self._record(name) for number, name in committed(rows).items() if number in share}
-        self.pending = [number for number in range(len(manifest.inputs)) if number in share and number not in self.done]
+        self.scored = Scored()
+        self._gather(committed(rows), share)
+        self.pending = [
+            number for number in range(len(manifest.inputs)) if number in share and number not in self.scored.shards
+        ]
 
     def score(self, client: Client, effort: Effort, watcher: Watcher) -> Outcome:
         """Scores what is pending, and summarises once nothing is missing anywhere.
@@ -58,7 +61,7 @@ class Run:
             LosswireError: if the server cannot answer; what is committed stays, as after any other error.
             ShardError: if a shard is bad and none shall be skipped.
         """
-        Runner(client, self.manifest, self.folder, self._rows, effort, watcher).run(self.pending)
+        Runner(client, self.manifest, self.folder, self._rows, self.scored, effort, watcher).run(self.pending)
         return self.finish()
 
     def finish(self) -> Outcome:
@@ -68,15 +71,20 @@ class Run:
         missing = len(self.manifest.inputs) - len(results) - len(failures)
         if missing:
             return Outcome(None, list(failures.values()), missing)
-        summary = summarize(self.manifest, map(self._record, results.values()), list(failures.values()))
+        self._gather(results, Share())
+        summary = summarize(self.manifest, self.scored, list(failures.values()))
         write_summary(self.folder, summary, self.share.suffix)
         return Outcome(summary, list(failures.values()), 0)
 
-    def _record(self, name: str) -> ShardRecord:
-        record = read_record(self._rows, name)
-        if record.manifest != self.manifest.digest:
-            raise RefusedError(f"{self._rows.path / name} is a result of another run; give another --out")
-        return record
+    def _gather(self, results: Mapping[int, str], share: Share) -> None:
+        """Reads the records of a share that are not known yet."""
+        digest = self.manifest.digest
+        for number, name in results.items():
+            if number in share and number not in self.scored.shards:
+                record = read_record(self._rows, name)
+                if record.manifest != digest:
+                    raise RefusedError(f"{self._rows.path / name} is a result of another run; give another --out")
+                self.scored.add(record)
 
 
 @contextmanager
@@ -113,9 +121,9 @@ def _check_changed(run: Run, now: Sequence[Input], folder: Folder, accept_change
     for number, (before, after) in enumerate(zip(run.manifest.inputs, now, strict=True)):
         if before == after or number not in run.share:
             continue
-        if number in run.done:
+        if number in run.scored.shards:
             with local_files(after.name, arrays, folder, number) as paths:
-                same = digest(paths.values()) == run.done[number].digest
+                same = digest(paths.values()) == run.scored.shards[number].digest
             if not same:
                 raise RefusedError(
                     f"{after.name} was changed after it was scored; put it back, or give another --out to score it anew"

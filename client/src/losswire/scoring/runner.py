@@ -23,6 +23,7 @@ from losswire.scoring.prefetch import prefetched
 from losswire.scoring.reading import Event, PartRead, ShardFailed, ShardRead, events
 from losswire.scoring.row_file import RowWriter, ShardRecord, row_file_name, skip_file_name, write_skip
 from losswire.scoring.shards.part import Names, Part
+from losswire.scoring.summary import Scored
 from losswire.scoring.tally import ScoredRows, Tally
 from losswire.session import Session
 
@@ -81,17 +82,26 @@ class Runner:
         manifest: What is scored.
         folder: Where copies of distant shards go.
         rows: Where the results go.
+        scored: Takes what is known of each shard.
         effort: How much is under way at once.
         watcher: Is told what happens.
     """
 
     def __init__(
-        self, client: Client, manifest: Manifest, folder: Folder, rows: Folder, effort: Effort, watcher: Watcher
+        self,
+        client: Client,
+        manifest: Manifest,
+        folder: Folder,
+        rows: Folder,
+        scored: Scored,
+        effort: Effort,
+        watcher: Watcher,
     ) -> None:
         self._client = client
         self._manifest = manifest
         self._folder = folder
         self._rows = rows
+        self._scored = scored
         self._effort = effort
         self._watcher = watcher
         self._given_up: set[int] = set()
@@ -254,6 +264,7 @@ class Runner:
         )
         shard.commit(record)
         self._open = None
+        self._scored.add(record)
         # Of an earlier attempt, perhaps.
         self._rows.remove(skip_file_name(event.number, name))
         self._watcher.shard_committed(record)

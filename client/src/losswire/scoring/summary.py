@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -19,18 +20,33 @@ from losswire.scoring.tally import Bin, Cell, Totals, histogram_edges, new_bins
 SUMMARY_NAME: Final = "summary.json"
 
 
-def summarize(manifest: Manifest, records: Iterable[ShardRecord], failures: Sequence[ShardError] = ()) -> bytes:
+class Scored:
+    """What is known of the shards that were scored, without what each of them counted by itself.
+
+    Attributes:
+        totals: Counts and exact sums over all their rows.
+        shards: Their records by number, with empty totals.
+    """
+
+    def __init__(self) -> None:
+        self.totals = Totals()
+        self.shards: dict[int, ShardRecord] = {}
+
+    def add(self, record: ShardRecord) -> None:
+        """Adds a shard, in any order."""
+        self.totals.add(record.totals)
+        self.shards[record.number] = replace(record, totals=Totals())
+
+
+def summarize(manifest: Manifest, scored: Scored, failures: Sequence[ShardError] = ()) -> bytes:
     """The summary of all shards, as a file.
 
     Args:
         manifest: What was scored.
-        records: What is known of each shard that was scored, in any order.
+        scored: The shards that were.
         failures: Why others were skipped.
     """
-    totals = Totals()
-    ordered = sorted(records, key=lambda record: record.number)
-    for record in ordered:
-        totals.add(record.totals)
+    totals = scored.totals
     every = Cell()
     bins = new_bins()
     for name, cell in totals.groups.items():
@@ -72,14 +88,14 @@ def summarize(manifest: Manifest, records: Iterable[ShardRecord], failures: Sequ
                 "digest": record.digest,
                 "results": row_file_name(record.number, record.name),
             }
-            for record in ordered
+            for _, record in sorted(scored.shards.items())
         ],
         "skipped": [
             {"name": error.shard, "row": error.row, "cause": error.cause}
             for error in sorted(failures, key=lambda error: error.shard)
         ],
     }
-    return json.dumps(_finite(summary), indent=1).encode() + b"\n"
+    return _lines(_finite(summary)).encode()
 
 
 def figures(cell: Cell, bins: Sequence[Bin] | None, has_accuracy: bool) -> dict[str, Any]:
@@ -142,6 +158,21 @@ def read_summary(folder: Folder) -> dict[str, Any]:
     """
     summary: dict[str, Any] = json.loads(folder.read(SUMMARY_NAME))
     return summary
+
+
+def _lines(summary: Mapping[str, Any]) -> str:
+    """JSON with a line for each entry, each group, each class and each shard, to be read, searched and compared."""
+    entries = []
+    for key, value in summary.items():
+        if isinstance(value, dict) and value:
+            inner = ",\n".join(f"  {json.dumps(name)}: {json.dumps(item)}" for name, item in value.items())
+            text = f"{{\n{inner}\n }}"
+        elif isinstance(value, list) and value:
+            text = "[\n" + ",\n".join(f"  {json.dumps(item)}" for item in value) + "\n ]"
+        else:
+            text = json.dumps(value)
+        entries.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
 def _finite(value: Any) -> Any:
