@@ -11,6 +11,7 @@ import typer
 from losswire.channels import Tls
 from losswire.commands import bench, evaluate, explain, info, ping, top
 from losswire.commands import bench, evaluate, explain, info, merge, ping, score
+from losswire.commands import bench, evaluate, explain, info, merge, ping, report, score
 from losswire.commands.console import CommandGroup, out
 
 __all__ = ["app"]
@@ -24,6 +25,7 @@ app.command()(info.info)
 app.command()(merge.merge)
 app.command()(ping.ping)
 app.command()(top.top)
+app.command()(report.report)
 app.command()(score.score)
 
 
