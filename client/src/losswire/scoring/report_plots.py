@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -188,7 +189,10 @@ class _Plot:
     def svg(self, title: str) -> str:
         """The figure as an element of a page."""
         target = io.StringIO()
-        self._figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
+        with warnings.catch_warnings():
+            # It is the browser that draws the letters, with fonts of its own.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+            self._figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
         text = target.getvalue()
         text = text[text.index("<svg") :]
         for color, role in _ROLES.items():
