@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-import numpy as np
-
 from losswire.scoring.errors import ShardError
 from losswire.scoring.exact_sums import to_float
 from losswire.scoring.folder import Folder
@@ -95,7 +93,7 @@ def summarize(manifest: Manifest, scored: Scored, failures: Sequence[ShardError]
             for error in sorted(failures, key=lambda error: error.shard)
         ],
     }
-    return _lines(_finite(summary)).encode()
+    return _lines(summary).encode()
 
 
 def figures(cell: Cell, bins: Sequence[Bin] | None, has_accuracy: bool) -> dict[str, Any]:
@@ -107,20 +105,18 @@ def figures(cell: Cell, bins: Sequence[Bin] | None, has_accuracy: bool) -> dict[
         has_accuracy: Whether rows can be right.
     """
     loss_sum, weight_sum = to_float(cell.loss), to_float(cell.weight)
-    with np.errstate(all="ignore"):
-        loss = float(np.float64(loss_sum) / np.float64(weight_sum))
-        perplexity = float(np.exp(np.float64(loss)))
+    loss = _quotient(loss_sum, weight_sum)
     found: dict[str, Any] = {
-        "loss": loss,
-        "loss_sum": loss_sum,
-        "weight_sum": weight_sum,
+        "loss": _finite(loss),
+        "loss_sum": _finite(loss_sum),
+        "weight_sum": _finite(weight_sum),
         "counted": cell.counted,
         "ignored": cell.ignored,
         "nonfinite": cell.nonfinite,
         "correct": cell.correct if has_accuracy else None,
         "accuracy": cell.correct / cell.counted if has_accuracy and cell.counted else None,
-        "perplexity": perplexity,
-        "bits": loss / math.log(2),
+        "perplexity": _finite(_exponential(loss)),
+        "bits": _finite(loss / math.log(2)),
     }
     if bins is not None and has_accuracy:
         found["calibration_error"] = _calibration_error(bins, cell.counted)
@@ -136,6 +132,25 @@ def figures(cell: Cell, bins: Sequence[Bin] | None, has_accuracy: bool) -> dict[
             for place, each in enumerate(bins)
         ]
     return found
+
+
+def _quotient(dividend: float, divisor: float) -> float:
+    """As IEEE 754 divides: 0/0 is NaN, and x/0 infinite. There may be a hundred thousand, for which NumPy is slow."""
+    if divisor:
+        return dividend / divisor
+    return dividend * math.inf if dividend else math.nan
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinities; they become null."""
+    return value if math.isfinite(value) else None
+
+
+def _exponential(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _calibration_error(bins: Sequence[Bin], counted: int) -> float | None:
@@ -165,20 +180,13 @@ def _lines(summary: Mapping[str, Any]) -> str:
     entries = []
     for key, value in summary.items():
         if isinstance(value, dict) and value:
-            inner = ",\n".join(f"  {json.dumps(name)}: {json.dumps(item)}" for name, item in value.items())
+            inner = ",\n".join(
+                f"  {json.dumps(name)}: {json.dumps(item, allow_nan=False)}" for name, item in value.items()
+            )
             text = f"{{\n{inner}\n }}"
         elif isinstance(value, list) and value:
-            text = "[\n" + ",\n".join(f"  {json.dumps(item)}" for item in value) + "\n ]"
+            text = "[\n" + ",\n".join(f"  {json.dumps(item, allow_nan=False)}" for item in value) + "\n ]"
         else:
-            text = json.dumps(value)
+            text = json.dumps(value, allow_nan=False)
         entries.append(f" {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(entries) + "\n}\n"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinities; they become null."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
