@@ -9,9 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from losswire.channels import Tls
-from losswire.commands import bench, evaluate, explain, info, ping, top
-from losswire.commands import bench, evaluate, explain, info, merge, ping, score
-from losswire.commands import bench, evaluate, explain, info, merge, ping, report, score
+from losswire.commands import bench, evaluate, explain, info, merge, ping, report, score, top
 from losswire.commands.console import CommandGroup, out
 
 __all__ = ["app"]
@@ -24,9 +22,9 @@ app.command()(explain.explain)
 app.command()(info.info)
 app.command()(merge.merge)
 app.command()(ping.ping)
-app.command()(top.top)
 app.command()(report.report)
 app.command()(score.score)
+app.command()(top.top)
 
 
 def _print_version(wanted: bool) -> None:
