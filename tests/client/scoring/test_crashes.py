@@ -41,9 +41,11 @@ def out(job: Job) -> Iterator[str]:
 def traced(job: Job, out: str, *flags: str) -> list[str]:
     """Follows the calls of a run that concern the folder of results."""
     folder = job.folder / out
-    names = [folder, folder / "rows", *(folder / f".tmp-{name}.json" for name in ("manifest", "summary"))]
-    names += [folder / "rows" / f".tmp-{number:06d}-part-{number}.npz.parquet" for number in range(SHARDS)]
-    names += [folder / "timeline.jsonl"]
+    names = [folder, folder / "rows", folder / "timeline.jsonl"]
+    # By both names of each: a runner that wrote under the last one from the start would be caught at it.
+    for prefix in ("", ".tmp-"):
+        names += [folder / f"{prefix}{name}.json" for name in ("manifest", "summary")]
+        names += [folder / "rows" / f"{prefix}{number:06d}-part-{number}.npz.parquet" for number in range(SHARDS)]
     watched = [flag for name in (out, *map(str, names)) for flag in ("-P", name)]
     return ["strace", "-f", "-qq", *watched, *flags]
 
