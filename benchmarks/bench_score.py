@@ -41,7 +41,7 @@ MIB = 2**20
 SHARD_BYTES, SHARDS = 64 * MIB, 4
 CLASSES = (1000, 32_768)
 FORMATS = ("npy", "npz", "safetensors", "parquet")
-ROUNDS = 5
+ROUNDS = 3
 PART_BYTES = 8 * MIB
 # What score asks for, so that both get the same bytes back.
 OUTPUTS = ("loss", "argmax", "max_probability")
