@@ -133,7 +133,7 @@ $(INSTALLED): pyproject.toml client/pyproject.toml server/pyproject.toml $(KERNE
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "losswire needs Python 3.11 or newer; set PYTHON")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --group dev --editable 'client[cli,bfloat16,otel]' --editable 'server[otlp]'
+	$(BIN)/python -m pip install --quiet --group dev --editable 'client[report,bfloat16,otel]' --editable 'server[otlp]'
 	@touch $@
 
 $(PLOTTING): $(INSTALLED)

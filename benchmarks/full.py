@@ -21,6 +21,7 @@ PARTS = {
     "queue": ("benchmarks.bench_queue",),
     "kernels": ("benchmarks.bench_kernels", "--full"),
     "peers": ("benchmarks.bench_peers",),
+    "score": ("benchmarks.bench_score",),
     "plots": ("benchmarks.plots",),
     "tables": ("benchmarks.tables",),
 }

@@ -60,3 +60,26 @@ def start_server(
             raise RuntimeError(f"the server did not start:\n{log.read_text()}")
         time.sleep(0.02)
     return RunningServer(process, log=log, **json.loads(ready.read_text()))
+
+
+class MortalServer:
+    """A server that can be killed, and started again where it was."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self._folder = folder
+        self._flags = flags
+        self._running: RunningServer = start_server(folder, *flags)
+        self.address = self._running.address
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Kill it as the kernel would, without a word to its clients, or by another signal."""
+        self._running.stop(number)
+        (self._folder / "ready.json").unlink()
+
+    def start(self) -> None:
+        """Start it again on the same port."""
+        self._running = start_server(self._folder, *self._flags, f"--listen={self.address}")
+
+    def stop(self) -> None:
+        """Kill it if it is running."""
+        self._running.stop(signal.SIGKILL)

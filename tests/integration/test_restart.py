@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from servers import RunningServer, start_server
+from servers import MortalServer
 
 import losswire
 from losswire.retry import Attempts
@@ -27,28 +27,6 @@ WEIGHT = GENERATOR.random(400).astype(np.float32)
 
 BATCHES = [pytest.param(LOGITS, LABELS, id="message"), pytest.param(MANY_LOGITS, MANY_LABELS, id="stream")]
 PATIENT = losswire.RetryPolicy(max_connect_wait_s=60.0)
-
-
-class MortalServer:
-    """A server that can be killed, and started again where it was."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._running: RunningServer = start_server(folder)
-        self.address = self._running.address
-
-    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Kill it as the kernel would, without a word to its clients, or by another signal."""
-        self._running.stop(number)
-        (self._folder / "ready.json").unlink()
-
-    def start(self) -> None:
-        """Start it again on the same port."""
-        self._running = start_server(self._folder, f"--listen={self.address}")
-
-    def stop(self) -> None:
-        """Kill it if it is running."""
-        self._running.stop(signal.SIGKILL)
 
 
 @pytest.fixture

@@ -62,6 +62,11 @@ class ClientBase(ABC, Generic[_Session]):
         """The server's address, as it was given."""
         return self._endpoint.target
 
+    @property
+    def retries(self) -> int:
+        """Attempts so far that followed a failed one."""
+        return self._budget.spent
+
     def session(
         self,
         weight: Any = None,

@@ -74,12 +74,16 @@ class RetryBudget:
     """The retries that a client has left: a bucket that every call fills a little and every retry empties by one.
 
     It is shared by all threads of a client, and bounds what retries add to the load of a server in trouble.
+
+    Attributes:
+        spent: Retries taken so far.
     """
 
     def __init__(self, policy: RetryPolicy) -> None:
         self._ratio = policy.budget_ratio
         self._limit = policy.budget_limit
         self._retries = min(policy.budget_reserve, policy.budget_limit)
+        self.spent = 0
         self._lock = threading.Lock()
 
     def earn(self) -> None:
@@ -93,6 +97,7 @@ class RetryBudget:
             if self._retries < 1.0:
                 return False
             self._retries -= 1.0
+            self.spent += 1
             return True
 
 

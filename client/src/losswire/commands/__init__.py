@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from losswire.channels import Tls
-from losswire.commands import bench, evaluate, explain, info, ping, top
+from losswire.commands import bench, evaluate, explain, info, merge, ping, report, score, top
 from losswire.commands.console import CommandGroup, out
 
 __all__ = ["app"]
@@ -20,7 +20,10 @@ app.command("evaluate", hidden=True)(evaluate.evaluate)
 app.command()(bench.bench)
 app.command()(explain.explain)
 app.command()(info.info)
+app.command()(merge.merge)
 app.command()(ping.ping)
+app.command()(report.report)
+app.command()(score.score)
 app.command()(top.top)
 
 

@@ -1,0 +1,390 @@
+"""Counts and exact sums over rows, by group, class, confidence and loss: what a summary is made of.
+
+A `Tally` takes the rows of one shard and becomes a `Totals`, whose sums are integers. Totals add up in any order to the
+same totals, and go through JSON unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from losswire.scoring.exact_sums import ExactSums, exact, from_text, to_text
+
+BIN_COUNT: Final = 15
+"""Bins of equal width of a calibration curve (Guo et al., "On Calibration of Modern Neural Networks", 2017)."""
+
+HISTOGRAM_STEPS: Final = 4
+"""Bins of the histogram of losses between a power of two and the next."""
+
+LOWEST_EXPONENT: Final = -24
+"""Losses below 2 to this power share the first bin of the histogram."""
+
+WORST_COUNT: Final = 100
+"""Rows with the largest losses that are kept."""
+
+
+@dataclass(slots=True)
+class Cell:
+    """Counts and sums of some rows.
+
+    Attributes:
+        counted: Rows that are neither ignored nor without a finite loss.
+        ignored: Rows whose target is `ignore_index`.
+        nonfinite: Rows whose loss is NaN or infinite; no sum contains them.
+        correct: Counted rows whose largest logit is the target's.
+        loss: Exact sum of the losses.
+        weight: Exact sum of the weights, the denominator of the mean.
+    """
+
+    counted: int = 0
+    ignored: int = 0
+    nonfinite: int = 0
+    correct: int = 0
+    loss: int = 0
+    weight: int = 0
+
+    def add(self, other: Cell) -> None:
+        """Adds the rows of another cell."""
+        self.counted += other.counted
+        self.ignored += other.ignored
+        self.nonfinite += other.nonfinite
+        self.correct += other.correct
+        self.loss += other.loss
+        self.weight += other.weight
+
+    def to_json(self) -> list[Any]:
+        """The cell as JSON has it."""
+        return [
+            self.counted, self.ignored, self.nonfinite, self.correct, to_text(self.loss), to_text(self.weight)
+        ]  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: list[Any]) -> Cell:
+        """The cell that `to_json` wrote."""
+        return cls(*value[:4], *map(from_text, value[4:]))
+
+
+@dataclass(slots=True)
+class Bin:
+    """Counted rows whose confidence, the largest probability, lies in the same range.
+
+    Attributes:
+        count: How many.
+        correct: How many of them have the largest logit at the target.
+        confidence: Exact sum of their confidences.
+    """
+
+    count: int = 0
+    correct: int = 0
+    confidence: int = 0
+
+    def add(self, other: Bin) -> None:
+        """Adds the rows of another bin."""
+        self.count += other.count
+        self.correct += other.correct
+        self.confidence += other.confidence
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WorstRow:
+    """A row with a large loss. Rows sort from the largest loss, and equal ones by place.
+
+    Attributes:
+        order: Minus the loss.
+        shard: Number of the shard.
+        row: Row within the shard.
+        position: Position within the row; 0 where it has one.
+        details: What else is known: group, target, prediction, confidence.
+    """
+
+    order: float
+    shard: int
+    row: int
+    position: int
+    details: Mapping[str, Any] = field(compare=False)
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts and exact sums over any rows.
+
+    Attributes:
+        groups: A cell for each group; the only group is "" where there is no grouping.
+        classes: A cell for each class that is a target.
+        bins: The bins of a calibration curve for each group.
+        histogram: Counted rows by bin of their loss; see `histogram_edges`.
+        worst: The rows with the largest losses.
+        has_accuracy: Whether targets are classes, so that rows can be right.
+    """
+
+    groups: dict[str, Cell] = field(default_factory=dict)
+    classes: dict[int, Cell] = field(default_factory=dict)
+    bins: dict[str, list[Bin]] = field(default_factory=dict)
+    histogram: dict[int, int] = field(default_factory=dict)
+    worst: list[WorstRow] = field(default_factory=list)
+    has_accuracy: bool = True
+
+    def add(self, other: Totals) -> None:
+        """Adds other rows, in any order."""
+        for name, cell in other.groups.items():
+            self.groups.setdefault(name, Cell()).add(cell)
+        for label, cell in other.classes.items():
+            self.classes.setdefault(label, Cell()).add(cell)
+        for name, bins in other.bins.items():
+            for mine, theirs in zip(self.bins.setdefault(name, new_bins()), bins, strict=True):
+                mine.add(theirs)
+        for place, count in other.histogram.items():
+            self.histogram[place] = self.histogram.get(place, 0) + count
+        self.worst = sorted([*self.worst, *other.worst])[:WORST_COUNT]
+        self.has_accuracy = self.has_accuracy and other.has_accuracy
+
+    def to_json(self) -> dict[str, Any]:
+        """The totals as JSON has them, without rounding."""
+        return {
+            "groups": {name: self.groups[name].to_json() for name in sorted(self.groups)},
+            "classes": {str(label): self.classes[label].to_json() for label in sorted(self.classes)},
+            "bins": {
+                name: [[each.count, each.correct, to_text(each.confidence)] for each in self.bins[name]]
+                for name in sorted(self.bins)
+            },
+            "histogram": {str(place): self.histogram[place] for place in sorted(self.histogram)},
+            "worst": [[row.order, row.shard, row.row, row.position, dict(row.details)] for row in self.worst],
+            "has_accuracy": self.has_accuracy,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Totals:
+        """The totals that `to_json` wrote."""
+        return cls(
+            groups={name: Cell.from_json(cell) for name, cell in value["groups"].items()},
+            classes={int(label): Cell.from_json(cell) for label, cell in value["classes"].items()},
+            bins={
+                name: [Bin(count, correct, from_text(confidence)) for count, correct, confidence in bins]
+                for name, bins in value["bins"].items()
+            },
+            histogram={int(place): count for place, count in value["histogram"].items()},
+            worst=[WorstRow(*row) for row in value["worst"]],
+            has_accuracy=value["has_accuracy"],
+        )
+
+
+def new_bins() -> list[Bin]:
+    """The bins of a calibration curve, empty."""
+    return [Bin() for _ in range(BIN_COUNT)]
+
+
+def histogram_edges(place: int) -> tuple[float, float]:
+    """Lower and upper end of a bin of the histogram: bin 0 holds what is below 2**-24, and then four to a power of two.
+
+    >>> histogram_edges(1 + HISTOGRAM_STEPS * 24)
+    (1.0, 1.25)
+    """
+    if place == 0:
+        return 0.0, 2.0**LOWEST_EXPONENT
+    exponent, step = divmod(place - 1, HISTOGRAM_STEPS)
+    base = 2.0 ** (exponent + LOWEST_EXPONENT)
+    return base * (1 + step / HISTOGRAM_STEPS), base * (1 + (step + 1) / HISTOGRAM_STEPS)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Groups:
+    """The groups of some rows.
+
+    Attributes:
+        names: The groups that occur, each once.
+        codes: `(rows)` int64 places in `names`.
+    """
+
+    names: list[str]
+    codes: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredRows:
+    """Some consecutive rows of a shard with their results. Arrays are flat, a position each.
+
+    Attributes:
+        first_row: The first row's number within the shard.
+        positions_per_row: Positions that each row has.
+        groups: The rows' groups, or None.
+        target: `(positions)` int64 class indices; None for class probabilities.
+        loss: `(positions)` float32 or float64.
+        prediction: `(positions)` int64 classes with the largest logit.
+        confidence: `(positions)` the largest probabilities, float32 or float64.
+    """
+
+    first_row: int
+    positions_per_row: int
+    groups: Groups | None
+    target: npt.NDArray[np.int64] | None
+    loss: npt.NDArray[Any]
+    prediction: npt.NDArray[np.int64]
+    confidence: npt.NDArray[Any]
+
+
+class Tally:
+    """The totals of one shard while its rows come in.
+
+    Args:
+        shard: Number of the shard.
+        weight: `(C)` factors of the classes, or None.
+        ignore_index: The class that does not count.
+        max_groups: More groups than this are refused, because each takes memory.
+    """
+
+    def __init__(
+        self, shard: int, weight: npt.NDArray[np.float64] | None, ignore_index: int, max_groups: int = 100_000
+    ) -> None:
+        self._shard = shard
+        self._weight = weight
+        self._ignore_index = ignore_index
+        self._max_groups = max_groups
+        self._group_keys: dict[str, int] = {}
+        self._group_counts = np.zeros((4, 0), np.int64)
+        self._class_counts = np.zeros((4, 0), np.int64)
+        self._bin_counts = np.zeros((2, 0), np.int64)
+        self._histogram = np.zeros(0, np.int64)
+        self._sums: dict[str, ExactSums] = {}
+        self._has_accuracy = True
+        self._worst: list[WorstRow] = []
+
+    def add(self, rows: ScoredRows) -> None:
+        """Counts rows in.
+
+        Raises:
+            ValueError: if there are too many groups.
+        """
+        group = self._keys_of_groups(rows)
+        ignored = np.zeros(rows.loss.shape, bool) if rows.target is None else rows.target == self._ignore_index
+        finite = np.isfinite(rows.loss) & np.isfinite(rows.confidence)
+        counted = finite & ~ignored
+        nonfinite = ~finite & ~ignored
+        correct = counted & (rows.prediction == rows.target) if rows.target is not None else np.zeros_like(counted)
+        states = (counted, ignored, nonfinite, correct)
+        count = len(self._group_keys)
+        self._group_counts = _added(self._group_counts, [group[state] for state in states], count)
+        loss = np.ascontiguousarray(rows.loss[counted])
+        self._sum("group loss", loss.dtype).add(group[counted], loss)
+        if rows.target is None:
+            self._has_accuracy = False
+        else:
+            self._add_classes(rows.target, states, loss, group[counted])
+        self._add_confidences(group[counted], correct[counted], np.ascontiguousarray(rows.confidence[counted]), count)
+        places = _histogram_places(loss)
+        self._histogram = _added(self._histogram[np.newaxis], [places], int(places.max(initial=-1)) + 1)[0]
+        self._keep_worst(rows, counted)
+
+    def totals(self) -> Totals:
+        """What has been counted."""
+        totals = Totals(has_accuracy=self._has_accuracy, worst=self._worst)
+        for name, key in self._group_keys.items():
+            cell = Cell(*self._group_counts[:, key].tolist())
+            cell.loss = self._total("group loss", key)
+            cell.weight = self._total("group weight", key) if self._weighted else cell.counted * exact(1.0)
+            totals.groups[name] = cell
+            totals.bins[name] = [
+                Bin(int(self._bin_counts[0, place]), int(self._bin_counts[1, place]), self._total("confidence", place))
+                for place in range(key * BIN_COUNT, (key + 1) * BIN_COUNT)
+            ]
+        for label in np.flatnonzero(self._class_counts.any(axis=0)).tolist():
+            cell = Cell(*self._class_counts[:, label].tolist())
+            cell.loss = self._total("class loss", label)
+            factor = exact(1.0) if self._weight is None else exact(float(self._weight[label]))
+            cell.weight = cell.counted * factor
+            totals.classes[label] = cell
+        totals.histogram = {place: int(self._histogram[place]) for place in np.flatnonzero(self._histogram).tolist()}
+        return totals
+
+    @property
+    def _weighted(self) -> bool:
+        # The denominator of class probabilities is the number of positions, whatever the weights.
+        return self._weight is not None and self._has_accuracy
+
+    def _keys_of_groups(self, rows: ScoredRows) -> npt.NDArray[np.int64]:
+        if rows.groups is None:
+            self._group_keys.setdefault("", 0)
+            return np.zeros(rows.loss.shape, np.int64)
+        known = self._group_keys
+        keys = np.array([known.setdefault(name, len(known)) for name in rows.groups.names], np.int64)
+        if len(self._group_keys) > self._max_groups:
+            raise ValueError(f"there are more than {self._max_groups} groups; group by something coarser")
+        return np.repeat(keys[rows.groups.codes], rows.positions_per_row)
+
+    def _add_classes(
+        self,
+        target: npt.NDArray[np.int64],
+        states: tuple[npt.NDArray[np.bool_], ...],
+        loss: npt.NDArray[Any],
+        group: npt.NDArray[np.int64],
+    ) -> None:
+        counted, ignored, nonfinite, correct = states
+        labels = target[counted]
+        # An ignored row has no class.
+        keys = [labels, labels[:0], target[nonfinite], target[correct]]
+        self._class_counts = _added(self._class_counts, keys, int(target[~ignored].max(initial=-1)) + 1)
+        self._sum("class loss", loss.dtype).add(labels, loss)
+        if self._weight is not None:
+            self._sum("group weight", np.float64).add(group, self._weight[labels])
+
+    def _add_confidences(
+        self,
+        group: npt.NDArray[np.int64],
+        correct: npt.NDArray[np.bool_],
+        confidence: npt.NDArray[Any],
+        group_count: int,
+    ) -> None:
+        places = np.clip((confidence * BIN_COUNT).astype(np.int64), 0, BIN_COUNT - 1) + group * BIN_COUNT
+        self._bin_counts = _added(self._bin_counts, [places, places[correct]], group_count * BIN_COUNT)
+        self._sum("confidence", confidence.dtype).add(places, confidence)
+
+    def _keep_worst(self, rows: ScoredRows, counted: npt.NDArray[np.bool_]) -> None:
+        candidates = np.flatnonzero(counted)
+        if len(self._worst) == WORST_COUNT:
+            candidates = candidates[rows.loss[candidates] >= -self._worst[-1].order]
+        if len(candidates) > WORST_COUNT:
+            limit = np.partition(rows.loss[candidates], -WORST_COUNT)[-WORST_COUNT]
+            candidates = candidates[rows.loss[candidates] >= limit]
+            # Equal losses, which saturated models have by the million: the first of them are as bad as any.
+            candidates = candidates[np.argsort(-rows.loss[candidates], kind="stable")[:WORST_COUNT]]
+        found = []
+        for index in candidates.tolist():
+            row, position = divmod(index, rows.positions_per_row)
+            details = {
+                "group": None if rows.groups is None else rows.groups.names[rows.groups.codes[row]],
+                "target": None if rows.target is None else int(rows.target[index]),
+                "prediction": int(rows.prediction[index]),
+                "confidence": float(rows.confidence[index]),
+            }
+            found.append(WorstRow(-float(rows.loss[index]), self._shard, rows.first_row + row, position, details))
+        self._worst = sorted([*self._worst, *found])[:WORST_COUNT]
+
+    def _sum(self, name: str, dtype: npt.DTypeLike) -> ExactSums:
+        if name not in self._sums:
+            self._sums[name] = ExactSums(dtype)
+        return self._sums[name]
+
+    def _total(self, name: str, key: int) -> int:
+        return self._sums[name].total(key) if name in self._sums else 0
+
+
+def _added(counts: npt.NDArray[np.int64], keys: list[npt.NDArray[np.int64]], length: int) -> npt.NDArray[np.int64]:
+    """Counts with the occurrences of each row's keys added, at least `length` long."""
+    if length > counts.shape[1]:
+        # Twice as long, so that a growing number of groups copies each only a few times.
+        counts = np.pad(counts, ((0, 0), (0, max(length, 2 * counts.shape[1]) - counts.shape[1])))
+    for place, found in enumerate(keys):
+        if len(found):
+            counts[place] += np.bincount(found, minlength=counts.shape[1])
+    return counts
+
+
+def _histogram_places(loss: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    mantissa, exponent = np.frexp(loss.astype(np.float64))
+    steps = ((2 * mantissa - 1) * HISTOGRAM_STEPS).astype(np.int64)
+    places = (exponent.astype(np.int64) - 1 - LOWEST_EXPONENT) * HISTOGRAM_STEPS + steps + 1
+    return np.where((loss > 0) & (places > 0), places, 0)

@@ -1,0 +1,116 @@
+"""A scoring run whose servers are killed, drained and overloaded ends like one that nobody disturbed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scoring_jobs import Job, make_job
+from servers import MortalServer
+
+import losswire
+
+# Enough that a run lasts while its server is away.
+SHARDS, ROWS = 60, 4000
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[MortalServer]:
+    # Room for a few messages at a time, and none to wait in.
+    room = ("--max-evaluation-bytes=8388608", "--max-inflight-bytes=16777216")
+    server = MortalServer(tmp_path, *room, "--max-waiting-calls=0", "--max-wait-s=0")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def job(mortal: MortalServer, tmp_path: Path) -> Job:
+    return make_job(tmp_path / "job", mortal.address, SHARDS, ROWS)
+
+
+def wait_for_results(job: Job, count: int, process: subprocess.Popen[str]) -> None:
+    """Returns once so many shards are committed."""
+    rows = job.folder / "out" / "rows"
+    give_up = time.monotonic() + 60
+    while not rows.exists() or sum(not name.name.startswith(".") for name in rows.iterdir()) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < give_up
+        time.sleep(0.002)
+
+
+def disturb(job: Job, mortal: MortalServer, numbers: list[signal.Signals]) -> None:
+    """Ends the server now and then, and starts it again; the run shall not notice."""
+    assert job.run("unbroken") == (0, "")
+    process = job.start("out", "--in-flight-mib", "1")
+    for turn, number in enumerate(numbers):
+        wait_for_results(job, 1 + turn * SHARDS // (2 * len(numbers)), process)
+        mortal.kill(number)
+        mortal.start()
+    _, told = process.communicate(timeout=100)
+    assert (process.returncode, told) == (0, "")
+    assert job.results("out") == job.results("unbroken")
+
+
+def test_a_server_that_is_killed_and_one_that_is_drained_change_no_byte(job: Job, mortal: MortalServer) -> None:
+    disturb(job, mortal, [signal.SIGKILL, signal.SIGTERM])
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_servers_that_come_and_go_change_no_byte(job: Job, mortal: MortalServer) -> None:
+    disturb(job, mortal, [signal.SIGKILL, signal.SIGTERM] * 6)
+
+
+@contextmanager
+def rivals(address: str) -> Iterator[list[int]]:
+    """Callers that want more than the server has room for; how many of their calls were turned away."""
+    logits, target = np.zeros((3000, 1000), np.float32), np.zeros(3000, np.int64)
+    over = threading.Event()
+    turned_away = [0]
+
+    def call() -> None:
+        with losswire.Client(address, retry=losswire.RetryPolicy(max_attempts=1)) as client:
+            while not over.is_set():
+                try:
+                    client.cross_entropy(logits, target)
+                except losswire.LosswireError:
+                    turned_away[0] += 1
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield turned_away
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_an_overloaded_server_changes_no_byte(job: Job, mortal: MortalServer) -> None:
+    assert job.run("unbroken") == (0, "")
+    with rivals(mortal.address) as turned_away:
+        assert job.run("out", "--streams", "3") == (0, "")
+    assert turned_away[0] > 0
+    assert job.results("out") == job.results("unbroken")
+
+
+def test_a_server_that_stays_away_stops_the_run_which_then_continues(job: Job, mortal: MortalServer) -> None:
+    assert job.run("unbroken") == (0, "")
+    process = job.start("out", "--in-flight-mib", "1", "--timeout-s", "2")
+    wait_for_results(job, 3, process)
+    mortal.kill()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert told.count("\n") == 1
+    assert "run the same command again to continue" in told
+    mortal.start()
+    assert job.run("out") == (0, "")
+    assert job.results("out") == job.results("unbroken")
