@@ -3,7 +3,7 @@
 A counter never goes down, but a loss or weight may be negative (negative class weights, "probabilities" beyond [0, 1]).
 So an evaluation whose sum is negative adds its magnitude to a counter of its own, and what a run has summed is the
 difference of the two. NaN and infinities, which a counter would keep for ever, are counted apart. docs/runs.md has the
-queries, docs/decisions/0016 the reasons.
+queries, docs/decisions/0014 the reasons.
 """
 
 from __future__ import annotations

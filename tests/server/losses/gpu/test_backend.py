@@ -200,6 +200,7 @@ def test_parts_of_a_class_have_the_bits_of_the_whole(gpu: Gpu, monkeypatch: pyte
     monkeypatch.setattr(shapes, "slab_classes", lambda class_count, positions: 2)
     whole = make_job((1, 5, 300), label_smoothing=0.1, outputs=frozenset({"logsumexp", "entropy", "argmax"}))
     [expected] = gpu.evaluate([whole])
+    assert isinstance(expected, Positions)
     for cuts in ([0, 300], [0, 1, 17, 299, 300]):
         partial, results = PartialSample(), []
         for class_, (first, end) in itertools.product(range(5), itertools.pairwise(cuts)):
