@@ -92,8 +92,10 @@ def main(
     if only not in {"", "kernels", "service"}:
         raise typer.BadParameter(f"--only is {only!r}; expected kernels or service")
     budget = Budget(seconds)
-    torch.cuda.set_device(torch.device(device))
-    stopwatch = CudaStopwatch(torch.device(device))
+    # PyTorch takes "cuda" alone for the current device in some places and for none in others.
+    chosen = torch.device("cuda", torch.device(device).index or 0)
+    torch.cuda.set_device(chosen)
+    stopwatch = CudaStopwatch(chosen)
     if tuning:
         compare_tunings(Report(stopwatch, part="tuning"), stopwatch, tune.cases(), budget)
         return

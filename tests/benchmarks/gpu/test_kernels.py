@@ -159,7 +159,8 @@ def test_nothing_is_compiled_when_time_runs_short(stopwatch: FakeStopwatch, monk
 
     measure(SMALL, stopwatch)
     in_time, tried[:] = list(tried), []
-    kernels.measure(SMALL, stopwatch, READ, 1e9, Budget(kernels.COMPILE_S - 1, FakeClock()), rotated_bytes=1)
+    late = kernels.measure(SMALL, stopwatch, READ, 1e9, Budget(kernels.COMPILE_S - 1, FakeClock()), rotated_bytes=1)
 
+    assert late["absent"] == {"compile": "no time left to compile"}
     assert in_time == ["eager", "compile", "liger", "quack"]
     assert tried == ["eager", "liger", "quack"]
