@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -120,8 +122,8 @@ class InterpretedStreams:
         return nullcontext()
 
     def kernels(self) -> AbstractContextManager[Any]:
-        """NumPy, which interprets kernels, is not to warn of the infinities that they are made for."""
-        return np.errstate(all="ignore")
+        """Quiet."""
+        return _without_warnings()
 
     def copies_back(self) -> AbstractContextManager[Any]:
         """Nothing to enter."""
@@ -140,6 +142,14 @@ class InterpretedStreams:
 
     def release(self) -> None:
         """Nothing is kept."""
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """NumPy, which interprets kernels, is not to warn of the infinities and NaNs that they are made for."""
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
 
 
 class _Moment:
