@@ -205,6 +205,17 @@ def test_an_unknown_device_and_a_bad_certificate_are_one_line(tmp_path: Path) ->
     assert f"tls_certificate {pem}" in ended.stderr
 
 
+def test_what_is_to_be_expected_is_tried_before_the_server_is_ready(tmp_path: Path) -> None:
+    running = start_server(tmp_path, "--warm-up=float32:10,bfloat16:5x3")
+    with losswire.Client(running.address) as client:
+        assert client.cross_entropy([[0.0, 0.0]], [0]).loss == pytest.approx(0.6931472)
+    assert running.stop() == 0, running.log.read_text()
+    refused = run_server("--warm-up=float32:10,int8:3")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "warm_up: " in refused.stderr
+    assert "'int8:3' is no shape; expected TYPE:CLASSES" in refused.stderr
+
+
 def test_tls_serves_those_who_trust_it_and_mutual_tls_those_it_trusts(tmp_path: Path) -> None:
     issue_certificates(tmp_path)
     server = start_server(
