@@ -21,7 +21,7 @@ from losswire.pipeline import Pipeline
 from losswire.results import CrossEntropyResult
 from losswire.retry import RetryPolicy
 from losswire.session_base import Question, Room, is_large
-from losswire.tracing import AsyncTracedTransport
+from losswire.traced_transports import AsyncTracedTransport
 
 _Answer = TypeVar("_Answer")
 

@@ -19,7 +19,7 @@ from losswire.results import CrossEntropyResult
 from losswire.retry import RetryPolicy
 from losswire.session import Session
 from losswire.session_base import Question, Room
-from losswire.tracing import TracedTransport
+from losswire.traced_transports import TracedTransport
 from losswire.transports import GrpcTransport, Transport, drain
 
 _Answer = TypeVar("_Answer")
