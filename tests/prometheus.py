@@ -71,8 +71,9 @@ def eventually(ask: Callable[[], _Answer], what: str) -> _Answer:
 def start_prometheus(folder: Path, metrics_addresses: Iterable[str]) -> Prometheus:
     """Start one that does every second what the shipped configuration does now and then."""
     binary = tool("prometheus")
-    shutil.copy(RULES, folder)
     config = yaml.safe_load(CONFIG.read_text())
+    for rules in config["rule_files"]:
+        shutil.copy(CONFIG.with_name(rules), folder)
     config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     [job] = config["scrape_configs"]
     [job["static_configs"][0]["targets"]] = [list(metrics_addresses)]

@@ -46,6 +46,8 @@ def cross_entropy(
 ) -> Callable[..., losswire.CrossEntropyResult]:
     """`Client.cross_entropy` over each transport in turn."""
     if request.param == "interpreted":
+        if request.node.get_closest_marker("large"):
+            pytest.skip("needs a GPU: too much for interpreted kernels")
         evaluate: Callable[..., losswire.CrossEntropyResult] = request.getfixturevalue("interpreted")
         return evaluate
     return transports[request.param]

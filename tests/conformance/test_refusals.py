@@ -210,6 +210,7 @@ def test_a_bad_label_is_named_by_its_position(
     assert (caught.value.field, caught.value.got) == (field, "9")
 
 
+@pytest.mark.large
 def test_the_first_bad_label_of_a_long_stream_is_named(cross_entropy: CrossEntropy) -> None:
     target = _labels(2_000_000)
     target[1_900_000:] = -7

@@ -30,7 +30,8 @@ def test_what_is_mounted_is_in_the_repository_and_read_only(service: str) -> Non
 def test_rules_and_dashboard_are_the_files_that_the_chart_ships() -> None:
     chart = DEPLOY / "helm/losswire/files"
 
-    assert mounts("prometheus")["/etc/prometheus/rules.yaml"].resolve() == (chart / "rules.yaml").resolve()
+    for rules in ("rules.yaml", "run_rules.yaml"):
+        assert mounts("prometheus")[f"/etc/prometheus/{rules}"].resolve() == (chart / rules).resolve()
     assert (
         mounts("grafana")["/var/lib/grafana/dashboards/losswire.json"].resolve() == (chart / "losswire.json").resolve()
     )

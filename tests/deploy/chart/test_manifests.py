@@ -190,9 +190,11 @@ def test_a_token_reaches_batch_pods_from_its_secret(render: Render) -> None:
 def test_rules_and_dashboard_are_those_of_the_repository(helm: Helm, tmp_path: Path) -> None:
     values = {"metrics": {"prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}}}
     rendered = helm.render(values)
-    rules, dashboard = ROOT / "deploy/prometheus/rules.yaml", ROOT / "deploy/grafana/losswire.json"
+    dashboard = ROOT / "deploy/grafana/losswire.json"
+    files = [ROOT / "deploy/prometheus" / name for name in ("rules.yaml", "run_rules.yaml")]
+    groups = [group for file in files for group in yaml.safe_load(file.read_text())["groups"]]
 
-    assert rendered.one("PrometheusRule")["spec"] == yaml.safe_load(rules.read_text())
+    assert rendered.one("PrometheusRule")["spec"] == {"groups": groups}
     assert rendered.one("ConfigMap", "-dashboard")["data"]["losswire.json"].strip() == dashboard.read_text().strip()
 
     # Links in the repository, and files in what is shipped.
@@ -204,7 +206,7 @@ def test_rules_and_dashboard_are_those_of_the_repository(helm: Helm, tmp_path: P
         "template", "loss", tmp_path / "losswire-0.1.0.tgz", "--set=metrics.prometheusRule.enabled=true",
         "--show-only=templates/prometheusrule.yaml",
     )  # fmt: skip
-    assert yaml.safe_load(shipped.stdout)["spec"] == yaml.safe_load(rules.read_text())
+    assert yaml.safe_load(shipped.stdout)["spec"] == {"groups": groups}
 
 
 def test_a_secret_is_mounted_as_files_and_never_as_a_variable(render: Render) -> None:
