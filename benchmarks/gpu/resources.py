@@ -93,7 +93,9 @@ def usages(architecture: int, only: str = "") -> Iterator[Usage]:
         if only not in label:
             continue
         parameters = Parameters(classes, positions, False, **options)
-        variant = variants.variant_of(Job(parameters, torch.empty(1, 1, 1, dtype=dtype), torch.empty(1, 1)))
+        # A sample's shape without its memory.
+        logits = torch.empty(1, dtype=dtype).expand(1, classes, positions)
+        variant = variants.variant_of(Job(parameters, logits, torch.zeros(1, 1, dtype=torch.int64)))
         launches = [("reduce_rows" if variant.block_classes else "reduce_planes", variant.reduce)]
         if not variant.is_whole:
             launches.append(("finish", variant.finish))
