@@ -14,7 +14,7 @@ import torch
 
 from losswire_server.expected import Shape
 from losswire_server.losses.cross_entropy import Backend
-from losswire_server.losses.job import OUTPUTS, Job, Parameters, PartialSample, Positions
+from losswire_server.losses.job import OUTPUTS, WHOLE_SAMPLE_OUTPUTS, Job, Parameters, PartialSample, Positions
 from losswire_server.losses.reference import Reference
 
 # Ten times what a backend may be off the truth: a kernel that was miscompiled is off by more.
@@ -67,6 +67,7 @@ def _jobs(shape: Shape) -> Iterator[Job]:
         (replace(soft, outputs=frozenset({"entropy"})), probabilities),
     ):
         yield Job(parameters, logits, target)
-        if shape.positions > 1 and not parameters.outputs:
+        if shape.positions > 1:
             # A sample that arrives in parts.
-            yield Job(parameters, logits, target, PartialSample())
+            parts = replace(parameters, outputs=parameters.outputs - WHOLE_SAMPLE_OUTPUTS)
+            yield Job(parts, logits, target, PartialSample())

@@ -39,7 +39,8 @@ from losswire_server.losses.gpu.kernels.state import (
 )
 
 
-@triton.jit
+# Lists of 1, of 16 and of any other number of jobs would else be compiled apart.
+@triton.jit(do_not_specialize=["job_count"])
 def finish(
     jobs,
     job_count,

@@ -74,7 +74,8 @@ def raised(reference, exp_sum, gap_sum, factor_sum, gap_exp_sum, x, ARITHMETIC: 
     return higher, exp_sum * decay, gap_sum, gap_exp_sum
 
 
-@triton.jit
+# Lists of 1, of 16 and of any other number of jobs would else be compiled apart.
+@triton.jit(do_not_specialize=["job_count"])
 def reduce_planes(
     jobs,
     job_count,
