@@ -35,14 +35,20 @@ def one_round(client: losswire.Client) -> None:
 
 
 @contextmanager
-def under_load(*clients: losswire.Client) -> Iterator[None]:
-    """Round after round by each client during the block, in threads; fails afterwards if one of them did."""
+def under_load(*clients: losswire.Client, while_set: threading.Event | None = None) -> Iterator[None]:
+    """Round after round by each client during the block, in threads; fails afterwards if one of them did.
+
+    Args:
+        clients: The clients.
+        while_set: Pauses the load while it is not set.
+    """
     stop, failures = threading.Event(), list[Exception]()
 
     def run(client: losswire.Client) -> None:
         try:
             while not stop.wait(0.05):
-                one_round(client)
+                if while_set is None or while_set.is_set():
+                    one_round(client)
         except Exception as error:
             failures.append(error)
 
@@ -55,4 +61,5 @@ def under_load(*clients: losswire.Client) -> Iterator[None]:
         stop.set()
         for thread in threads:
             thread.join()
-    assert failures == []
+    if failures:
+        raise failures[0]

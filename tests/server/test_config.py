@@ -64,6 +64,7 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "idle_timeout_s": ("2.5", 2.5),
     "default_deadline_s": ("3.5", 3.5),
     "watchdog_s": ("0.5", 0.5),
+    "max_connection_age_s": ("90.0", 90.0),
     "drain_wait_s": ("0", 0.0),
     "drain_grace_s": ("4.5", 4.5),
     "otlp_endpoint": ("http://collector:4317", "http://collector:4317"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -34,8 +35,22 @@ def several(traces: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="session")
+def busy() -> threading.Event:
+    """Set while the servers are to be under load."""
+    return threading.Event()
+
+
+@pytest.fixture(autouse=True)
+def busy_during_a_test(busy: threading.Event) -> Iterator[None]:
+    """Ends the load with the last test of this folder, though the servers live on."""
+    busy.set()
+    yield
+    busy.clear()
+
+
+@pytest.fixture(scope="session")
 def watched(
-    server: RunningServer, several: RunningServer, tmp_path_factory: pytest.TempPathFactory
+    server: RunningServer, several: RunningServer, busy: threading.Event, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Prometheus]:
     """A Prometheus that scrapes both servers while they work."""
     tls = losswire.Tls(ca=several.log.parent / "ca.pem")
@@ -48,5 +63,5 @@ def watched(
         clients = [losswire.Client(server.address), losswire.Client(target, tls=tls, channels=4)]
         for client in clients:
             stack.callback(client.close)
-        with under_load(*clients):
+        with under_load(*clients, while_set=busy):
             yield prometheus
