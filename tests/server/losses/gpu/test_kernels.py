@@ -1,4 +1,4 @@
-"""What kernels are compiled for."""
+"""What kernels are compiled for, and where they run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,28 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from losswire_server.losses.cpu import BackendMissingError
+from losswire_server.losses.gpu import open_gpu
 
 pytest.importorskip("triton", reason="Triton is not installed")
+
+
+def test_kernels_are_interpreted_on_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("losswire_server.losses.gpu.streams.is_interpreted", lambda: True)
+    with pytest.raises(BackendMissingError, match=r"^backend: gpu cannot interpret kernels on cuda; unset TRITON_"):
+        open_gpu(torch.device("cuda"))
+    monkeypatch.setattr("losswire_server.losses.gpu.streams.is_interpreted", lambda: False)
+    with pytest.raises(BackendMissingError, match=r"^backend: gpu does not work on cpu; expected a CUDA device$"):
+        open_gpu(torch.device("cpu"))
+
+
+def test_without_triton_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(BackendMissingError, match=r"^backend: gpu needs Triton, .*install losswire-server\[gpu\]$"):
+        open_gpu(torch.device("cuda"))
+
 
 LIST_PARAMETERS = """
 import json

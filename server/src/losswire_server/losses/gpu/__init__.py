@@ -37,6 +37,9 @@ def open_gpu(device: torch.device) -> Gpu:
         if not is_interpreted():
             raise BackendMissingError("backend: gpu does not work on cpu; expected a CUDA device")
         return Gpu(InterpretedStreams())
+    if is_interpreted():
+        # NumPy would follow addresses of the device's memory.
+        raise BackendMissingError(f"backend: gpu cannot interpret kernels on {device}; unset TRITON_INTERPRET")
     capability = torch.cuda.get_device_capability(device)
     if capability < MIN_CAPABILITY:
         has, needs = (".".join(map(str, pair)) for pair in (capability, MIN_CAPABILITY))
