@@ -31,3 +31,12 @@ def find_job(jobs, job_count, program, FIRST: tl.constexpr):
 def pointer(job, FIELD: tl.constexpr, ELEMENT: tl.constexpr):
     """The address in a field, as one of elements."""
     return tl.load(job + FIELD).to(tl.pointer_type(ELEMENT), bitcast=True)
+
+
+@triton.jit
+def aligned_pointer(job, FIELD: tl.constexpr, ELEMENT: tl.constexpr):
+    """The same, of elements that begin at a multiple of 16 bytes.
+
+    The compiler is told here, and not by the caller: before Triton 3.9 what it is told of a function's result is lost.
+    """
+    return tl.multiple_of(tl.load(job + FIELD).to(tl.pointer_type(ELEMENT), bitcast=True), 16)

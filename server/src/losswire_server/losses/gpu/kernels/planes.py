@@ -38,7 +38,7 @@ from losswire_server.losses.gpu.kernels.fields import (
     STATE_STRIDE,
     TARGET,
 )
-from losswire_server.losses.gpu.kernels.jobs import find_job, pointer
+from losswire_server.losses.gpu.kernels.jobs import aligned_pointer, find_job, pointer
 from losswire_server.losses.gpu.kernels.results import write_results
 from losswire_server.losses.gpu.kernels.state import (
     ARGMAX,
@@ -124,7 +124,7 @@ def reduce_planes(
     offsets = sample * (class_count * position_count) + lanes - sample * position_count
     if IS_ALIGNED:
         offsets = tl.max_contiguous(tl.multiple_of(offsets, 16), 16)
-    logits = tl.multiple_of(pointer(job, LOGITS, LOGIT), 16)
+    logits = aligned_pointer(job, LOGITS, LOGIT)
 
     reference = tl.full((BLOCK_POSITIONS,), -largest_of(ARITHMETIC), ARITHMETIC)
     exp_sum = tl.zeros((BLOCK_POSITIONS,), tl.float64)
@@ -195,7 +195,7 @@ def reduce_planes(
                 factor = tl.load(factor_address + group + i, mask=has_factors & (group + i < last), other=1)
                 v = v * factor
             if PROBABILITY is not None:
-                probabilities = tl.multiple_of(pointer(job, TARGET, PROBABILITY), 16)
+                probabilities = aligned_pointer(job, TARGET, PROBABILITY)
                 p = tl.load(probabilities + address, mask=is_logit, other=0).to(ARITHMETIC)
                 v = (p * keep + share) * v
                 if WANTED == EVERYTHING:

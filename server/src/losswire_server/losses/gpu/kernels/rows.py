@@ -36,7 +36,7 @@ from losswire_server.losses.gpu.kernels.fields import (
     TARGET,
     TILE_ROWS,
 )
-from losswire_server.losses.gpu.kernels.jobs import find_job, pointer
+from losswire_server.losses.gpu.kernels.jobs import aligned_pointer, find_job, pointer
 from losswire_server.losses.gpu.kernels.state import (
     ARGMAX,
     EXP_SUM,
@@ -100,13 +100,13 @@ def reduce_rows(
     columns = tl.arange(0, BLOCK_CLASSES)
     first_column = segment * BLOCK_CLASSES
     in_row = first_column + columns < class_count
-    logits = tl.multiple_of(pointer(job, LOGITS, LOGIT), 16)
+    logits = aligned_pointer(job, LOGITS, LOGIT)
     state = pointer(job, STATE, tl.float64) + (class_start // BLOCK_CLASSES + segment) * state_positions
     target_logits = pointer(job, STATE, tl.float64) + quantities_of(WANTED) * state_stride
 
     factors = tl.full((BLOCK_CLASSES,), 1, ARITHMETIC)
     if WANTED > 0:
-        factor_address = tl.multiple_of(pointer(job, FACTORS, ARITHMETIC), 16)
+        factor_address = aligned_pointer(job, FACTORS, ARITHMETIC)
         if tl.load(job + FACTORS) != 0:
             factors = tl.load(factor_address + class_start + first_column + columns, mask=in_row, other=0)
         factor_sum = tl.sum(tl.where(in_row, factors, 0), 0)
@@ -127,7 +127,7 @@ def reduce_rows(
         tl.store(places + EXP_SUM * state_stride, tl.sum(exponentials, 1).to(tl.float64), mask=is_row)
 
         if PROBABILITY is not None:
-            probabilities = tl.multiple_of(pointer(job, TARGET, PROBABILITY), 16)
+            probabilities = aligned_pointer(job, TARGET, PROBABILITY)
             p = tl.load(probabilities + addresses, mask=mask, other=0, eviction_policy="evict_first").to(ARITHMETIC)
             keep = float64_of(tl.load(job + KEEP)).to(ARITHMETIC)
             share = float64_of(tl.load(job + SHARE)).to(ARITHMETIC)
