@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from chart_features import PAIRWISE, merged
 from helm import CHART, ROOT, Helm, Manifest, Rendered
+from prometheus import tool
 
 Render = Callable[..., Rendered]
 
@@ -126,6 +128,50 @@ def test_the_headless_service_has_no_address_and_is_only_for_ready_pods(render: 
 def test_replicas_are_left_to_an_autoscaler(render: Render, autoscaler: str) -> None:
     assert "replicas" in render().one("Deployment")["spec"]
     assert "replicas" not in render({"autoscaling": {autoscaler: {"enabled": True}}}).one("Deployment")["spec"]
+
+
+def test_the_autoscalers_query_has_an_answer_where_prometheus_scrapes_once_a_minute(
+    render: Render, tmp_path: Path
+) -> None:
+    scaled = render({"autoscaling": {"keda": {"enabled": True}}}).one("ScaledObject")
+    [query] = [each["metadata"]["query"] for each in scaled["spec"]["triggers"] if each["type"] == "prometheus"]
+    pod = 'namespace="scoring", pod="loss-losswire-7d-x"'
+    grown = {
+        f'losswire_stage_duration_seconds_sum{{{pod}, stage="queue"}}': "0+0.3x20",
+        f'losswire_stage_duration_seconds_count{{{pod}, stage="queue"}}': "0+10x20",
+        f"losswire_loop_delay_seconds_sum{{{pod}}}": "0+0.6x20",
+        f"losswire_loop_delay_seconds_count{{{pod}}}": "0+60x20",
+    }
+    # Between two scrapes: the last minute holds one sample.
+    asked = {"expr": f"round({query}, 0.001)", "eval_time": "10m30s", "exp_samples": [{"labels": "{}", "value": 0.04}]}
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": series, "values": values} for series, values in grown.items()],
+        "promql_expr_test": [asked],
+    }
+    path = tmp_path / "query_test.yaml"
+    path.write_text(yaml.safe_dump({"evaluation_interval": "1m", "tests": [case]}))
+
+    ended = subprocess.run([tool("promtool"), "test", "rules", path], capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_helm_test_and_batch_pods_reach_the_server_whoever_else_may(render: Render) -> None:
+    peer = {"podSelector": {"matchLabels": {"app": "worker"}}}
+    batch = {"enabled": True, "sources": ["/data/*.npz"]}
+    rendered = render({"networkPolicy": {"clients": [peer], "monitoring": [peer]}, "batch": batch})
+    test = rendered.one("Pod", "-test")["metadata"]["labels"]
+    score = rendered.one("Job")["spec"]["template"]["metadata"]["labels"]
+    admitted = {
+        port["port"]: [each["podSelector"]["matchLabels"].items() for each in rule["from"]]
+        for rule in _policy_rules(rendered)
+        for port in rule["ports"]
+    }
+
+    for port, pod in (("grpc", test), ("metrics", test), ("grpc", score)):
+        assert any(selector <= pod.items() for selector in admitted[port]), port
+    assert not any(selector <= score.items() for selector in admitted["metrics"])
 
 
 def test_threads_follow_the_limit_of_the_cpu_unless_they_are_set(render: Render) -> None:

@@ -81,10 +81,11 @@ dns:///{{ include "losswire.fullname" . }}-headless.{{ .Release.Namespace }}:{{ 
 {{- end }}
 
 {{/* Mean seconds that an evaluation waits: for its share of memory and the engine, and, where small ones wait, for the event loop.
+     Four minutes hold several scrapes where Prometheus asks once a minute, its default; over one there would be no rate.
      The argument is a list: matchers of the pods, and the labels to keep. */}}
 {{- define "losswire.queueQuery" -}}
 {{- $matchers := index . 0 -}}{{- $by := index . 1 -}}
-sum(rate(losswire_stage_duration_seconds_sum{stage=~"admit|queue",{{ $matchers }}}[1m])){{ $by }} / clamp_min(sum(rate(losswire_stage_duration_seconds_count{stage="queue",{{ $matchers }}}[1m])){{ $by }}, 0.001) + sum(rate(losswire_loop_delay_seconds_sum{ {{- $matchers -}} }[1m])){{ $by }} / clamp_min(sum(rate(losswire_loop_delay_seconds_count{ {{- $matchers -}} }[1m])){{ $by }}, 0.001)
+sum(rate(losswire_stage_duration_seconds_sum{stage=~"admit|queue",{{ $matchers }}}[4m])){{ $by }} / clamp_min(sum(rate(losswire_stage_duration_seconds_count{stage="queue",{{ $matchers }}}[4m])){{ $by }}, 0.001) + sum(rate(losswire_loop_delay_seconds_sum{ {{- $matchers -}} }[4m])){{ $by }} / clamp_min(sum(rate(losswire_loop_delay_seconds_count{ {{- $matchers -}} }[4m])){{ $by }}, 0.001)
 {{- end }}
 
 {{/* A resource quantity of memory in MiB, rounded down. */}}
