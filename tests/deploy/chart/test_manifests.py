@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -222,6 +223,35 @@ def test_the_pods_of_batch_scoring_share_the_work_by_their_index(render: Render)
         "score", "/data/*.npz", "--out=/output", "--shard=$(JOB_COMPLETION_INDEX)/3",
         "--server=dns:///loss-losswire-headless.scoring:50051",
     ]  # fmt: skip
+
+
+def test_a_job_with_other_pods_has_another_name_as_they_cannot_be_changed(helm: Helm, tmp_path: Path) -> None:
+    def job(**changed: Any) -> Manifest:
+        batch = {"enabled": True, "sources": ["/data/a.npz"], "shards": 10000, **changed}
+        return helm.render({"fullnameOverride": "a" * 50, "image": {"tag": "one"}, "batch": batch}).one("Job")
+
+    first, other = job(), job(arguments=["--reduction=sum"])
+
+    assert first == job()
+    assert first["metadata"]["name"] != other["metadata"]["name"]
+    # Kubernetes makes host names of it and the number of a pod.
+    assert len(first["metadata"]["name"] + "-9999") <= 63
+
+    # A new chart with the same pods has the same Job.
+    newer = tmp_path / "newer"
+    shutil.copytree(CHART, newer)
+    described = newer / "Chart.yaml"
+    described.write_text(described.read_text().replace("version: 0.1.0", "version: 0.2.0"))
+    only = "--set=batch.enabled=true,batch.sources={x},image.tag=one", "--show-only=templates/batch.yaml"
+    before, after = (yaml.safe_load(helm.run("template", "loss", chart, *only).stdout) for chart in (CHART, newer))
+    assert after["metadata"]["labels"]["helm.sh/chart"] == "losswire-0.2.0"
+    assert (before["metadata"]["name"], before["spec"]) == (after["metadata"]["name"], after["spec"])
+
+
+def test_the_name_of_a_cron_job_stays_as_its_pods_can_be_changed(render: Render) -> None:
+    for source in ("/data/a.npz", "/data/b.npz"):
+        batch = {"enabled": True, "sources": [source], "schedule": "@daily"}
+        assert render({"batch": batch}).one("CronJob")["metadata"]["name"] == "loss-losswire-score"
 
 
 def test_a_token_reaches_batch_pods_from_its_secret(render: Render) -> None:

@@ -23,12 +23,18 @@ app.kubernetes.io/component: server
 {{/* Labels of every object. The argument is a list: the context, and the component where it is not the server. */}}
 {{- define "losswire.labels" -}}
 {{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ include "losswire.name" $root }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
-app.kubernetes.io/component: {{ index . 1 }}
+{{ include "losswire.lastingLabels" . }}
 app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
+{{- end }}
+
+{{/* Those of them that no upgrade changes. */}}
+{{- define "losswire.lastingLabels" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: {{ include "losswire.name" $root }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
 {{- with $root.Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
