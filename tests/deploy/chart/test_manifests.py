@@ -285,6 +285,21 @@ def test_rules_and_dashboard_are_those_of_the_repository(helm: Helm, tmp_path: P
     assert yaml.safe_load(shipped.stdout)["spec"] == {"groups": groups}
 
 
+@pytest.mark.parametrize(("monitor", "field"), [("service", "endpoints"), ("pod", "podMetricsEndpoints")])
+def test_each_release_is_a_job_of_its_own_that_the_alerts_know(helm4: Helm, monitor: str, field: str) -> None:
+    def job(release: str, *more: str) -> str:
+        only = f"--set=metrics.{monitor}Monitor.enabled=true", f"--show-only=templates/{monitor}monitor.yaml"
+        spec = yaml.safe_load(helm4.run("template", release, CHART, *only, *more).stdout)["spec"]
+        assert "jobLabel" not in spec
+        [relabeling] = spec[field][0]["relabelings"]
+        assert relabeling["targetLabel"] == "job"
+        return str(relabeling["replacement"])
+
+    assert job("a") == "a-losswire"
+    assert job("b") == "b-losswire"
+    assert job("c", "--set=fullnameOverride=nll") == "losswire-nll"
+
+
 def test_a_secret_is_mounted_as_files_and_never_as_a_variable(render: Render) -> None:
     values = {
         "secretFiles": [{"name": "tokens", "secretName": "losswire-tokens"}],

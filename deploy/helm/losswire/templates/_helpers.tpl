@@ -13,6 +13,12 @@
 {{- end -}}
 {{- end }}
 
+{{/* Job under which Prometheus keeps this release; LosswireReplicaDown knows it by "losswire" in it. */}}
+{{- define "losswire.job" -}}
+{{- $name := include "losswire.fullname" . -}}
+{{ ternary $name (printf "losswire-%s" $name) (contains "losswire" $name) }}
+{{- end }}
+
 {{/* What selects the server's pods; never changes in the life of a release. */}}
 {{- define "losswire.selector" -}}
 app.kubernetes.io/name: {{ include "losswire.name" . }}
