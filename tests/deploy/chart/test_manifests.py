@@ -175,6 +175,12 @@ def test_helm_test_and_batch_pods_reach_the_server_whoever_else_may(render: Rend
     assert not any(selector <= score.items() for selector in admitted["metrics"])
 
 
+def test_the_pod_of_helm_test_stays_until_its_log_is_read(render: Render) -> None:
+    # Helm 3 deletes a hook that succeeded before it fetches the log for --logs, and fails.
+    annotations = render().one("Pod", "-test")["metadata"]["annotations"]
+    assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation"
+
+
 def test_threads_follow_the_limit_of_the_cpu_unless_they_are_set(render: Render) -> None:
     def threads(values: dict[str, Any]) -> list[Manifest]:
         return [each for each in render(values).server["env"] if each["name"] == "LOSSWIRE_THREADS"]

@@ -36,6 +36,8 @@ def test_schema_and_readme_are_those_of_values_yaml() -> None:
         ({"settings": {"log_level": "loud"}}, "log_level"),
         ({"tls": {"certManager": {"issuerRef": {"nam": "x"}}}}, "issuerRef"),
         ({"grpcRoute": {"methods": ["Evaluated"]}}, "methods"),
+        # No method would become no match, which lets every method of every service pass.
+        ({"grpcRoute": {"methods": []}}, "methods"),
         ({"metrics": {"serviceMonitor": {"interval": "15 seconds"}}}, "interval"),
         ({"secretFiles": [{"name": "a/b", "secretName": "x"}]}, "secretFiles"),
     ],
@@ -52,6 +54,10 @@ def test_the_schema_refuses_a_value_and_names_it(helm: Helm, values: dict[str, A
     ("values", "sentence"),
     [
         ({"terminationGracePeriodSeconds": 36}, "terminationGracePeriodSeconds is 36; drain.preStopSeconds"),
+        (
+            {"terminationGracePeriodSeconds": 42, "settings": {"otlp_endpoint": "http://collector:4317"}},
+            "terminationGracePeriodSeconds is 42; drain.preStopSeconds",
+        ),
         (
             {"autoscaling": {"hpa": {"enabled": True}, "keda": {"enabled": True}}},
             "autoscaling.hpa.enabled and autoscaling.keda.enabled are both true",
@@ -111,6 +117,15 @@ def test_the_smallest_termination_grace_period_is_longer_than_the_drain(helm4: H
     assert helm4.render({"terminationGracePeriodSeconds": 37}).manifests
     with pytest.raises(RefusedError):
         helm4.render({"terminationGracePeriodSeconds": 36})
+
+
+def test_a_pod_that_traces_has_time_to_send_its_last_spans(helm4: Helm) -> None:
+    def grace(values: dict[str, Any]) -> int:
+        spec = helm4.render(values).one("Deployment")["spec"]["template"]["spec"]
+        return int(spec["terminationGracePeriodSeconds"])
+
+    assert grace({}) == 41
+    assert grace({"settings": {"otlp_endpoint": "http://collector:4317"}}) == 47
 
 
 def test_every_setting_of_the_chart_reaches_a_server_that_accepts_it(helm4: Helm, tmp_path: Any) -> None:

@@ -73,9 +73,10 @@ health: 50052
 metrics: 9464
 {{- end }}
 
+{{/* Seconds of an orderly end: the drain and, where there are traces, up to 5 for a collector that does not answer. */}}
 {{- define "losswire.drainSeconds" -}}
 {{- $drain := .Values.drain -}}
-{{ add $drain.preStopSeconds $drain.waitSeconds $drain.graceSeconds }}
+{{ add $drain.preStopSeconds $drain.waitSeconds $drain.graceSeconds (ternary 6 0 (not (empty .Values.settings.otlp_endpoint))) }}
 {{- end }}
 
 {{- define "losswire.terminationGracePeriodSeconds" -}}

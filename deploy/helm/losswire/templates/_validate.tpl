@@ -6,7 +6,7 @@
 {{- $needed := add1 (include "losswire.drainSeconds" . | int) -}}
 {{- with $v.terminationGracePeriodSeconds -}}
 {{- if lt (int .) (int $needed) -}}
-{{- $problems = append $problems (printf "terminationGracePeriodSeconds is %d; drain.preStopSeconds + waitSeconds + graceSeconds take %s s, so at least %d is needed, or null to have it computed" (int .) (include "losswire.drainSeconds" $) (int $needed)) -}}
+{{- $problems = append $problems (printf "terminationGracePeriodSeconds is %d; drain.preStopSeconds + waitSeconds + graceSeconds, and 6 s for the last traces where settings.otlp_endpoint is set, take %s s, so at least %d is needed, or null to have it computed" (int .) (include "losswire.drainSeconds" $) (int $needed)) -}}
 {{- end -}}
 {{- end -}}
 
