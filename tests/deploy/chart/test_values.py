@@ -106,6 +106,20 @@ def test_values_that_contradict_one_another_are_refused_with_a_sentence(
     assert sentence in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "memory",
+    [1610612736, "1.610612736e+09", "2e9", "1610612736000m", "2G", "1.5Gi", "1572864Ki", "1Pi", "1P", "1E"],
+)
+def test_a_limit_of_memory_is_read_as_kubernetes_reads_it(helm: Helm, memory: int | str) -> None:
+    assert helm.render({"resources": {"limits": {"memory": memory}}}).manifests
+
+
+@pytest.mark.parametrize("memory", [1000000000, "1e9", "1000000000000m", "1G", "0.9Gi"])
+def test_a_limit_that_is_too_small_is_refused_however_it_is_written(helm: Helm, memory: int | str) -> None:
+    with pytest.raises(RefusedError, match=r"resources\.limits\.memory is .* take 976 MiB"):
+        helm.render({"resources": {"limits": {"memory": memory}}})
+
+
 def test_all_contradictions_are_told_at_once(helm4: Helm) -> None:
     with pytest.raises(RefusedError) as refused:
         helm4.render({"tls": {"enabled": True}, "grpcRoute": {"enabled": True}, "settings": {"processes": 0}})

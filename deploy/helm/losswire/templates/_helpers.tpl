@@ -101,10 +101,11 @@ dns:///{{ include "losswire.fullname" . }}-headless.{{ .Release.Namespace }}:{{ 
 sum(rate(losswire_stage_duration_seconds_sum{stage=~"admit|queue",{{ $matchers }}}[4m])){{ $by }} / clamp_min(sum(rate(losswire_stage_duration_seconds_count{stage="queue",{{ $matchers }}}[4m])){{ $by }}, 0.001) + sum(rate(losswire_loop_delay_seconds_sum{ {{- $matchers -}} }[4m])){{ $by }} / clamp_min(sum(rate(losswire_loop_delay_seconds_count{ {{- $matchers -}} }[4m])){{ $by }}, 0.001)
 {{- end }}
 
-{{/* A resource quantity of memory in MiB, rounded down. */}}
+{{/* A resource quantity of memory in MiB, rounded down. A number of a file comes with an exponent: 1.610612736e+09. */}}
 {{- define "losswire.mebibytes" -}}
 {{- $quantity := toString . -}}
-{{- $number := regexFind "^[0-9.]+" $quantity | float64 -}}
-{{- $factors := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- $number := regexFind "^[0-9.]+([eE][+-]?[0-9]+)?" $quantity | float64 -}}
+{{- $factors := dict "" 1 "m" 1e-3 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 -}}
+{{- $factors = merge $factors (dict "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 "Ei" 1152921504606846976) -}}
 {{- divf (mulf $number (get $factors (regexFind "[A-Za-z]*$" $quantity))) 1048576 | floor | int64 -}}
 {{- end }}
