@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from helm import CHART, ROOT, Helm, RefusedError
+from pydantic import ValidationError
 
+from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.config import Config
 
 
@@ -39,6 +41,9 @@ def test_schema_and_readme_are_those_of_values_yaml() -> None:
         # No method would become no match, which lets every method of every service pass.
         ({"grpcRoute": {"methods": []}}, "methods"),
         ({"metrics": {"serviceMonitor": {"interval": "15 seconds"}}}, "interval"),
+        ({"nameOverride": "Loss"}, "nameOverride"),
+        ({"fullnameOverride": "loss_wire"}, "fullnameOverride"),
+        ({"fullnameOverride": "1loss"}, "fullnameOverride"),
         ({"secretFiles": [{"name": "a/b", "secretName": "x"}]}, "secretFiles"),
     ],
 )
@@ -65,6 +70,37 @@ def test_the_schema_refuses_a_value_and_names_it(helm: Helm, values: dict[str, A
         ({"autoscaling": {"minReplicas": 11}}, "autoscaling.minReplicas is 11; autoscaling.maxReplicas 10"),
         ({"podDisruptionBudget": {"minAvailable": 1}}, "exactly one of them is needed"),
         ({"updateStrategy": {"maxSurge": 0}}, "updateStrategy.maxSurge and updateStrategy.maxUnavailable are both 0"),
+        (
+            {"updateStrategy": {"maxSurge": "0%", "maxUnavailable": "0%"}},
+            "updateStrategy.maxSurge and updateStrategy.maxUnavailable are both 0",
+        ),
+        (
+            {"commonLabels": {"app.kubernetes.io/instance": "other"}},
+            'commonLabels has "app.kubernetes.io/instance", which the chart sets itself',
+        ),
+        ({"commonLabels": {"helm.sh/chart": "other"}}, 'commonLabels has "helm.sh/chart"'),
+        ({"podDisruptionBudget": {"maxUnavailable": 0}}, "podDisruptionBudget lets no pod go"),
+        ({"podDisruptionBudget": {"maxUnavailable": None, "minAvailable": "100%"}}, "podDisruptionBudget lets no pod"),
+        (
+            {"autoscaling": {"maxReplicas": 3, "keda": {"enabled": True}}},
+            "autoscaling.keda.fallbackReplicas is 4; autoscaling.maxReplicas 3",
+        ),
+        (
+            {
+                "autoscaling": {"hpa": {"enabled": True}},
+                "resources": {"requests": {"cpu": None}, "limits": {"cpu": None}},
+            },
+            "autoscaling.cpuPercent is 80, a share of resources.requests.cpu, which is not given",
+        ),
+        (
+            {"settings": {"max_evaluation_bytes": 536870912}},
+            "settings.max_inflight_bytes is 536870912; settings.max_evaluation_bytes (536870912) and one more message",
+        ),
+        ({"settings": {"backend": "gpu"}}, 'settings.backend is "gpu", which does not work on device "cpu"'),
+        (
+            {"device": "cuda", "settings": {"backend": "cpu"}, "resources": {"limits": {"memory": "8Gi"}}},
+            'settings.backend is "cpu", which does not work on device "cuda"',
+        ),
         ({"tls": {"enabled": True}}, "tls.enabled is true without a certificate"),
         ({"tls": {"existingSecret": "cert"}}, "tls.enabled is false although a certificate or client CA is given"),
         (
@@ -118,6 +154,26 @@ def test_a_limit_of_memory_is_read_as_kubernetes_reads_it(helm: Helm, memory: in
 def test_a_limit_that_is_too_small_is_refused_however_it_is_written(helm: Helm, memory: int | str) -> None:
     with pytest.raises(RefusedError, match=r"resources\.limits\.memory is .* take 976 MiB"):
         helm.render({"resources": {"limits": {"memory": memory}}})
+
+
+def test_the_budgets_that_a_server_takes_pass_and_less_does_not(helm4: Helm) -> None:
+    def rendered(max_inflight_bytes: int) -> bool:
+        return bool(helm4.render({"settings": {"max_inflight_bytes": max_inflight_bytes}}).manifests)
+
+    least = Config.model_fields["max_evaluation_bytes"].default + MESSAGE_BYTES
+    assert Config.model_validate({"max_inflight_bytes": least}).max_inflight_bytes == least
+    assert rendered(least)
+    with pytest.raises(ValidationError):
+        Config.model_validate({"max_inflight_bytes": least - 1})
+    with pytest.raises(RefusedError, match=r"settings\.max_inflight_bytes"):
+        rendered(least - 1)
+
+
+def test_a_release_whose_name_would_be_none_of_a_service_is_refused(helm4: Helm) -> None:
+    refused = helm4.run("template", "1st", CHART)
+    assert refused.returncode != 0
+    assert 'the name of all objects is "1st-losswire"' in refused.stderr
+    assert helm4.run("template", "1st", CHART, "--set=fullnameOverride=first").returncode == 0
 
 
 def test_all_contradictions_are_told_at_once(helm4: Helm) -> None:
