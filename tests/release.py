@@ -81,8 +81,10 @@ class Release:
         return self._helm("test", NAME, "--logs", "--timeout=5m")
 
     def uninstall(self) -> None:
-        """Remove it."""
+        """Remove it, and the pod of `helm test`, which Helm leaves."""
         self._helm("uninstall", NAME, "--wait", "--timeout=5m")
+        test = f"--selector=app.kubernetes.io/instance={NAME},app.kubernetes.io/component=test"
+        self.cluster.kubectl("delete", "pods", f"--namespace={SPACE}", test)
 
     def pods(self) -> list[Object]:
         """The server's pods that are not about to end."""

@@ -74,8 +74,6 @@ def gauge(metric: str, *labels: str, more: str = "") -> str:
 
 REQUEST: Final = "losswire_request_duration_seconds"
 STAGE: Final = "losswire_stage_duration_seconds"
-CALLS: Final = 'method!="GetInfo"'
-FAULTS: Final = 'code=~"UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL|UNKNOWN"'
 
 ROWS: Final[dict[str, list[Panel]]] = {
     "Service level": [

@@ -55,6 +55,13 @@ def test_one_interval_is_a_page_that_names_what_matters(working: RunningServer) 
         assert word in ended.stdout
 
 
+def test_the_port_for_calls_is_refused_with_a_sentence_that_names_the_one_for_metrics(working: RunningServer) -> None:
+    ended = run(working.address, "--once", "--interval-s=0.5")
+    assert ended.returncode != 0
+    assert "Traceback" not in ended.stderr
+    assert "metrics port is 9464 by default" in " ".join(ended.stdout.split())
+
+
 def test_a_server_that_is_not_there_is_named_and_the_others_are_shown(working: RunningServer) -> None:
     ended = run(working.metrics_address, "127.0.0.1:1", "--once", "--interval-s=0.5")
     assert ended.returncode == 0

@@ -100,6 +100,19 @@ def test_nobody_who_listens_is_an_error() -> None:
         scrape(url, 5.0)
 
 
+def test_an_answer_that_is_no_http_is_an_error_that_names_the_right_port() -> None:
+    def answer() -> None:
+        connection, _ = http2.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(bytes.fromhex("000006040000000000000500004000"))
+
+    with socket.create_server(("127.0.0.1", 0)) as http2:
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(ScrapeError, match=r"no HTTP/1.1 \(BadStatusLine\); .*metrics port is 9464"):
+            scrape(metrics_url(f"127.0.0.1:{http2.getsockname()[1]}"), 5.0)
+
+
 def test_a_server_that_does_not_answer_in_time_is_an_error() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

@@ -42,6 +42,16 @@ def test_failed_are_calls_that_the_service_is_to_blame_for() -> None:
     assert view((before, before)).failed_share == 0.0
 
 
+def test_a_call_whose_caller_sent_nothing_is_not_the_services_failure() -> None:
+    def silent(count: float) -> Values:
+        return {"losswire_rejected_total": [({"reason": "body_timeout"}, count)]}
+
+    before = requests(OK=0, DEADLINE_EXCEEDED=0) | silent(0)
+    assert view((before, requests(OK=6, DEADLINE_EXCEEDED=4) | silent(2))).failed_share == 0.2
+    # One of them may be counted before its status is.
+    assert view((before, requests(OK=6, DEADLINE_EXCEEDED=4) | silent(5))).failed_share == 0.0
+
+
 def test_a_gauge_is_as_it_stands_and_what_nobody_tells_is_not_a_number() -> None:
     values: Values = {"losswire_inflight_bytes": [({}, 30.0)], "losswire_max_inflight_bytes": [({}, 120.0)]}
     assert view(({}, values)).used_share == 0.25

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import yaml
 from chart_features import PAIRWISE, merged
 from helm import CHART, ROOT, Helm, Manifest, Rendered
+from prometheus import tool
 
 Render = Callable[..., Rendered]
 
@@ -128,6 +131,56 @@ def test_replicas_are_left_to_an_autoscaler(render: Render, autoscaler: str) -> 
     assert "replicas" not in render({"autoscaling": {autoscaler: {"enabled": True}}}).one("Deployment")["spec"]
 
 
+def test_the_autoscalers_query_has_an_answer_where_prometheus_scrapes_once_a_minute(
+    render: Render, tmp_path: Path
+) -> None:
+    scaled = render({"autoscaling": {"keda": {"enabled": True}}}).one("ScaledObject")
+    [query] = [each["metadata"]["query"] for each in scaled["spec"]["triggers"] if each["type"] == "prometheus"]
+    pod = 'namespace="scoring", pod="loss-losswire-7d-x"'
+    grown = {
+        f'losswire_stage_duration_seconds_sum{{{pod}, stage="queue"}}': "0+0.3x20",
+        f'losswire_stage_duration_seconds_count{{{pod}, stage="queue"}}': "0+10x20",
+        f"losswire_loop_delay_seconds_sum{{{pod}}}": "0+0.6x20",
+        f"losswire_loop_delay_seconds_count{{{pod}}}": "0+60x20",
+    }
+    # Between two scrapes: the last minute holds one sample.
+    asked = {"expr": f"round({query}, 0.001)", "eval_time": "10m30s", "exp_samples": [{"labels": "{}", "value": 0.04}]}
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": series, "values": values} for series, values in grown.items()],
+        "promql_expr_test": [asked],
+    }
+    path = tmp_path / "query_test.yaml"
+    path.write_text(yaml.safe_dump({"evaluation_interval": "1m", "tests": [case]}))
+
+    ended = subprocess.run([tool("promtool"), "test", "rules", path], capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_helm_test_and_batch_pods_reach_the_server_whoever_else_may(render: Render) -> None:
+    peer = {"podSelector": {"matchLabels": {"app": "worker"}}}
+    batch = {"enabled": True, "sources": ["/data/*.npz"]}
+    rendered = render({"networkPolicy": {"clients": [peer], "monitoring": [peer]}, "batch": batch})
+    test = rendered.one("Pod", "-test")["metadata"]["labels"]
+    score = rendered.one("Job")["spec"]["template"]["metadata"]["labels"]
+    admitted = {
+        port["port"]: [each["podSelector"]["matchLabels"].items() for each in rule["from"]]
+        for rule in _policy_rules(rendered)
+        for port in rule["ports"]
+    }
+
+    for port, pod in (("grpc", test), ("metrics", test), ("grpc", score)):
+        assert any(selector <= pod.items() for selector in admitted[port]), port
+    assert not any(selector <= score.items() for selector in admitted["metrics"])
+
+
+def test_the_pod_of_helm_test_stays_until_its_log_is_read(render: Render) -> None:
+    # Helm 3 deletes a hook that succeeded before it fetches the log for --logs, and fails.
+    annotations = render().one("Pod", "-test")["metadata"]["annotations"]
+    assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation"
+
+
 def test_threads_follow_the_limit_of_the_cpu_unless_they_are_set(render: Render) -> None:
     def threads(values: dict[str, Any]) -> list[Manifest]:
         return [each for each in render(values).server["env"] if each["name"] == "LOSSWIRE_THREADS"]
@@ -178,6 +231,35 @@ def test_the_pods_of_batch_scoring_share_the_work_by_their_index(render: Render)
     ]  # fmt: skip
 
 
+def test_a_job_with_other_pods_has_another_name_as_they_cannot_be_changed(helm: Helm, tmp_path: Path) -> None:
+    def job(**changed: Any) -> Manifest:
+        batch = {"enabled": True, "sources": ["/data/a.npz"], "shards": 10000, **changed}
+        return helm.render({"fullnameOverride": "a" * 50, "image": {"tag": "one"}, "batch": batch}).one("Job")
+
+    first, other = job(), job(arguments=["--reduction=sum"])
+
+    assert first == job()
+    assert first["metadata"]["name"] != other["metadata"]["name"]
+    # Kubernetes makes host names of it and the number of a pod.
+    assert len(first["metadata"]["name"] + "-9999") <= 63
+
+    # A new chart with the same pods has the same Job.
+    newer = tmp_path / "newer"
+    shutil.copytree(CHART, newer)
+    described = newer / "Chart.yaml"
+    described.write_text(described.read_text().replace("version: 0.1.0", "version: 0.2.0"))
+    only = "--set=batch.enabled=true,batch.sources={x},image.tag=one", "--show-only=templates/batch.yaml"
+    before, after = (yaml.safe_load(helm.run("template", "loss", chart, *only).stdout) for chart in (CHART, newer))
+    assert after["metadata"]["labels"]["helm.sh/chart"] == "losswire-0.2.0"
+    assert (before["metadata"]["name"], before["spec"]) == (after["metadata"]["name"], after["spec"])
+
+
+def test_the_name_of_a_cron_job_stays_as_its_pods_can_be_changed(render: Render) -> None:
+    for source in ("/data/a.npz", "/data/b.npz"):
+        batch = {"enabled": True, "sources": [source], "schedule": "@daily"}
+        assert render({"batch": batch}).one("CronJob")["metadata"]["name"] == "loss-losswire-score"
+
+
 def test_a_token_reaches_batch_pods_from_its_secret(render: Render) -> None:
     batch = {"enabled": True, "sources": ["x"], "schedule": "@daily", "tokenSecret": {"name": "token"}}
     job = render({"batch": batch}).one("CronJob")["spec"]["jobTemplate"]["spec"]
@@ -207,6 +289,21 @@ def test_rules_and_dashboard_are_those_of_the_repository(helm: Helm, tmp_path: P
         "--show-only=templates/prometheusrule.yaml",
     )  # fmt: skip
     assert yaml.safe_load(shipped.stdout)["spec"] == {"groups": groups}
+
+
+@pytest.mark.parametrize(("monitor", "field"), [("service", "endpoints"), ("pod", "podMetricsEndpoints")])
+def test_each_release_is_a_job_of_its_own_that_the_alerts_know(helm4: Helm, monitor: str, field: str) -> None:
+    def job(release: str, *more: str) -> str:
+        only = f"--set=metrics.{monitor}Monitor.enabled=true", f"--show-only=templates/{monitor}monitor.yaml"
+        spec = yaml.safe_load(helm4.run("template", release, CHART, *only, *more).stdout)["spec"]
+        assert "jobLabel" not in spec
+        [relabeling] = spec[field][0]["relabelings"]
+        assert relabeling["targetLabel"] == "job"
+        return str(relabeling["replacement"])
+
+    assert job("a") == "a-losswire"
+    assert job("b") == "b-losswire"
+    assert job("c", "--set=fullnameOverride=nll") == "losswire-nll"
 
 
 def test_a_secret_is_mounted_as_files_and_never_as_a_variable(render: Render) -> None:

@@ -66,6 +66,14 @@ def test_a_runbook_tells_the_cause_how_to_see_it_and_how_to_mend_it(alert: str) 
     assert re.findall(r"^\*\*(.+?)\*\*", section, re.MULTILINE) == ["Means.", "Cause.", "See.", "Mend."]
 
 
+def test_the_pages_list_every_alert_and_every_metric_of_runs() -> None:
+    page = RUNBOOKS.with_name("observability.md").read_text()
+    listed = re.findall(r"Losswire\w+", page)
+    assert set(listed) == set(ALERTS)
+    asked = re.findall(r"losswire_loss_\w+_total", str(RUN_GROUPS))
+    assert set(re.findall(r"losswire_loss_\w+", page)) == set(asked) != set()
+
+
 def test_prometheus_evaluates_every_rule_without_an_error(watched: Prometheus) -> None:
     rules = [rule for group in watched.get("rules")["groups"] for rule in group["rules"]]
     assert len(rules) == sum(len(group["rules"]) for group in (*GROUPS, *RUN_GROUPS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import time
 import urllib.error
 import urllib.request
@@ -74,6 +75,12 @@ def scrape(url: str, timeout_s: float, clock: Callable[[], float] = time.monoton
     try:
         with opener.open(url, timeout=timeout_s) as reply:
             page = reply.read(MAX_PAGE_BYTES)
+    except http.client.HTTPException as error:
+        # The gRPC port answers with a frame of HTTP/2.
+        raise ScrapeError(
+            f"{url} cannot be read, as its answer is no HTTP/1.1 ({type(error).__name__}); "
+            f"a losswire server's metrics port is {DEFAULT_PORT} by default"
+        ) from error
     except urllib.error.URLError as error:
         raise ScrapeError(f"{url} cannot be read: {error.reason}") from error
     except (OSError, ValueError) as error:

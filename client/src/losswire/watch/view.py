@@ -14,7 +14,7 @@ STAGES: Final = ("admit", "receive", "queue", "h2d", "compute", "kernel", "d2h",
 """In the order of an evaluation; a server has those that it knows."""
 
 FAULTS: Final = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN"})
-"""Statuses with which a call fails at the service's expense, as in its alerts."""
+"""Statuses with which a call fails at the service's expense, as in its alerts; but for callers that sent nothing."""
 
 _REQUESTS: Final = "losswire_requests_total"
 _DURATION: Final = "losswire_request_duration_seconds"
@@ -90,7 +90,10 @@ class View:
     def failed_share(self) -> float:
         """Share of calls that failed by the service's fault; 0 where there was none."""
         by_code = self.rates(_REQUESTS, "code")
-        return sum(by_code.get(code, 0.0) for code in FAULTS) / (sum(by_code.values()) or 1.0)
+        # They end with DEADLINE_EXCEEDED, because their callers sent nothing for too long.
+        silent = self.rate("losswire_rejected_total", reason="body_timeout")
+        failed = max(sum(by_code.get(code, 0.0) for code in FAULTS) - silent, 0.0)
+        return failed / (sum(by_code.values()) or 1.0)
 
     @property
     def evaluations_per_s(self) -> float:

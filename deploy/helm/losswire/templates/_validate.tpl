@@ -3,10 +3,20 @@
 {{- $v := .Values -}}
 {{- $problems := list -}}
 
+{{- $name := include "losswire.fullname" $ -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) -}}
+{{- $problems = append $problems (printf "the name of all objects is %q, of the release, nameOverride and fullnameOverride; Kubernetes takes small letters, digits and hyphens, with a letter first" $name) -}}
+{{- end -}}
+{{- range $label := keys $v.commonLabels | sortAlpha -}}
+{{- if regexMatch "^(app\\.kubernetes\\.io/(name|instance|component|version|managed-by)|helm\\.sh/chart)$" $label -}}
+{{- $problems = append $problems (printf "commonLabels has %q, which the chart sets itself; leave it out" $label) -}}
+{{- end -}}
+{{- end -}}
+
 {{- $needed := add1 (include "losswire.drainSeconds" . | int) -}}
 {{- with $v.terminationGracePeriodSeconds -}}
 {{- if lt (int .) (int $needed) -}}
-{{- $problems = append $problems (printf "terminationGracePeriodSeconds is %d; drain.preStopSeconds + waitSeconds + graceSeconds take %s s, so at least %d is needed, or null to have it computed" (int .) (include "losswire.drainSeconds" $) (int $needed)) -}}
+{{- $problems = append $problems (printf "terminationGracePeriodSeconds is %d; drain.preStopSeconds + waitSeconds + graceSeconds, and 6 s for the last traces where settings.otlp_endpoint is set, take %s s, so at least %d is needed, or null to have it computed" (int .) (include "losswire.drainSeconds" $) (int $needed)) -}}
 {{- end -}}
 {{- end -}}
 
@@ -17,11 +27,22 @@
 {{- $problems = append $problems (printf "autoscaling.minReplicas is %d; autoscaling.maxReplicas %d must not be less" (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) -}}
 {{- end -}}
 
+{{- if and $v.autoscaling.keda.enabled (gt (int $v.autoscaling.keda.fallbackReplicas) (int $v.autoscaling.maxReplicas)) -}}
+{{- $problems = append $problems (printf "autoscaling.keda.fallbackReplicas is %d; autoscaling.maxReplicas %d must not be less" (int $v.autoscaling.keda.fallbackReplicas) (int $v.autoscaling.maxReplicas)) -}}
+{{- end -}}
+{{- $scaled := or $v.autoscaling.hpa.enabled $v.autoscaling.keda.enabled -}}
+{{- if and $scaled $v.autoscaling.cpuPercent (not (or ($v.resources.requests).cpu ($v.resources.limits).cpu)) -}}
+{{- $problems = append $problems (printf "autoscaling.cpuPercent is %d, a share of resources.requests.cpu, which is not given; give it, or set autoscaling.cpuPercent to 0" (int $v.autoscaling.cpuPercent)) -}}
+{{- end -}}
+
 {{- $budget := $v.podDisruptionBudget -}}
 {{- if and $budget.enabled (eq (kindIs "invalid" $budget.maxUnavailable) (kindIs "invalid" $budget.minAvailable)) -}}
 {{- $problems = append $problems "podDisruptionBudget.maxUnavailable and podDisruptionBudget.minAvailable: exactly one of them is needed; set the other one to null" -}}
 {{- end -}}
-{{- if and (eq (toString $v.updateStrategy.maxSurge) "0") (eq (toString $v.updateStrategy.maxUnavailable) "0") -}}
+{{- if and $budget.enabled (or (regexMatch "^0+%?$" (toString $budget.maxUnavailable)) (eq (toString $budget.minAvailable) "100%")) -}}
+{{- $problems = append $problems "podDisruptionBudget lets no pod go (maxUnavailable 0 or minAvailable 100%), so that no node could be drained; allow one, or set podDisruptionBudget.enabled to false" -}}
+{{- end -}}
+{{- if and (regexMatch "^0+%?$" (toString $v.updateStrategy.maxSurge)) (regexMatch "^0+%?$" (toString $v.updateStrategy.maxUnavailable)) -}}
 {{- $problems = append $problems "updateStrategy.maxSurge and updateStrategy.maxUnavailable are both 0; an upgrade could then neither start nor stop a pod" -}}
 {{- end -}}
 
@@ -53,6 +74,15 @@
 {{- end -}}
 {{- if and (gt $processes 1) (not $v.settings.threads) -}}
 {{- $problems = append $problems (printf "settings.processes is %d without settings.threads; give the threads of each process, such as the CPU limit divided by the processes" $processes) -}}
+{{- end -}}
+{{- $evaluation := default 268435456 $v.settings.max_evaluation_bytes | int64 -}}
+{{- $allowed := default 536870912 $v.settings.max_inflight_bytes | int64 -}}
+{{- if lt $allowed (add $evaluation 4259840) -}}
+{{- $problems = append $problems (printf "settings.max_inflight_bytes is %d; settings.max_evaluation_bytes (%d) and one more message take %d" $allowed $evaluation (add $evaluation 4259840)) -}}
+{{- end -}}
+{{- $other := get (dict "cpu" "gpu" "cuda" "cpu") $v.device -}}
+{{- if eq (default "auto" $v.settings.backend) $other -}}
+{{- $problems = append $problems (printf "settings.backend is %q, which does not work on device %q; leave it out, or change device" $other $v.device) -}}
 {{- end -}}
 {{- with ($v.resources.limits).memory -}}
 {{- $inflight := div (default 536870912 $v.settings.max_inflight_bytes | int64) 1048576 -}}
