@@ -36,6 +36,8 @@ def test_kernels_over_long_rows_spill_no_registers_on_hopper() -> None:
     assert {usage["kernel"] for usage in found} == {"reduce_rows", "finish"}
     assert [usage["kernel"] for usage in found].count("reduce_rows") == 3
     assert spilling(found) == set()
+    # Two tiles are on their way, which takes vectors: elements of two bytes cannot be copied one by one.
+    assert all(usage["shared_bytes"] >= 2 * 4096 * 2 for usage in found if usage["kernel"] == "reduce_rows")
     assert all(usage["registers"] * usage["warps"] * 32 <= 65_536 for usage in found)
 
 
