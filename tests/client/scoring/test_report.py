@@ -102,6 +102,23 @@ def test_the_numbers_are_those_of_the_summary_and_nothing_is_loaded(losswire: Lo
     assert "points from" in text
 
 
+@pytest.mark.parametrize("name", ['g" onload="alert(1)', "a\\b", "\\1"])
+def test_the_name_of_the_groups_stays_text(losswire: Losswire, tmp_path: Path, name: str) -> None:
+    arrays: dict[str, Any] = {"logits": np.eye(3), "target": np.arange(3), name: np.array(["x", "y", "z"])}
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert losswire("score", "a.npz", "--out", "out", "--group-by", name).exit_code == 0
+    assert losswire("report", "out").exit_code == 0
+    labels: list[str] = []
+
+    class Labels(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            assert "onload" not in dict(attrs)
+            labels.append(dict(attrs).get("aria-label") or "")
+
+    Labels().feed((tmp_path / "out" / "report.html").read_text())
+    assert any(name in label for label in labels)
+
+
 def test_a_report_may_be_written_elsewhere_and_leaves_the_run_as_it_was(losswire: Losswire, run: Path) -> None:
     before = sorted(path.name for path in run.iterdir())
     assert losswire("report", run, "--out", run.parent / "page.html").exit_code == 0

@@ -6,6 +6,7 @@ light and in dark. Text stays text, which a screen reader reads and a browser fi
 
 from __future__ import annotations
 
+import html
 import io
 import re
 import warnings
@@ -202,7 +203,9 @@ class _Plot:
         text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
         text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text)
-        return re.sub(r'<svg([^>]*?) width="[^"]*"', rf'<svg role="img" aria-label="{title}"\1', text, count=1)
+        label = f'<svg role="img" aria-label="{html.escape(title)}"'
+        # By a function: in a replacement that is text, backslashes of a group's name would mean something.
+        return re.sub(r'<svg([^>]*?) width="[^"]*"', lambda found: label + found[1], text, count=1)
 
 
 def _short(name: str) -> str:
