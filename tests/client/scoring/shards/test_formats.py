@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -175,6 +177,47 @@ def test_a_changed_byte_is_found_where_the_format_has_checksums(tmp_path: Path) 
         content[content.find(LOGITS[:4].tobytes()) + 8] ^= 0x40
         shard.write_bytes(bytes(content))
         failing(str(shard))
+
+
+DAMAGED = """
+import sys
+from pathlib import Path
+from losswire.scoring.inputs import files_of
+from losswire.scoring.shards.formats import read_parts
+from losswire.scoring.shards.part import Names
+shard, names = Path(sys.argv[1]), Names("logits", "target", "domain")
+paths = {array: Path(file) for array, file in files_of(str(shard), names.wanted).items()}
+whole = shard.read_bytes()
+refused = 0
+for place in range(len(whole)):
+    for value in (0, 0x1C, whole[place] ^ 0x10, 0x7F):
+        content = bytearray(whole)
+        content[place] = value
+        shard.write_bytes(content)
+        try:
+            for part in read_parts(str(shard), paths, names):
+                part.logits.sum()
+        except Exception:
+            refused += 1
+print(refused)
+"""
+
+
+def test_no_damaged_byte_ends_the_process(tmp_path: Path) -> None:
+    few: dict[str, npt.NDArray[Any]] = {
+        "logits": LOGITS[:4, :2],
+        "target": TARGET[:4],
+        "domain": np.array(list("abca")),
+    }
+    columns = table(few)
+    pq.write_table(columns, tmp_path / "a.parquet", store_schema=False)
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, columns.schema) as writer:
+        writer.write_table(columns)
+    for name in ("a.parquet", "a.arrow"):
+        command = [sys.executable, "-c", DAMAGED, str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout) > 100
 
 
 @pytest.mark.parametrize("save", [save_npz, save_npy, save_safetensors])

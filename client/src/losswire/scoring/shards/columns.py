@@ -31,7 +31,7 @@ def read_parquet(shard: str, paths: Mapping[str, Path], names: Names) -> Iterato
         ) as file,
     ):
         _require(shard, names, file.schema_arrow)
-        batches = file.iter_batches(batch_size=_rows_at_once(file.metadata, names), columns=list(names.wanted))
+        batches = file.iter_batches(batch_size=_rows_at_once(file.metadata), columns=list(names.wanted))
         yield from _parts(shard, batches, names)
 
 
@@ -48,11 +48,11 @@ def read_arrow(shard: str, paths: Mapping[str, Path], names: Names) -> Iterator[
 
 
 def _arrow_batches(reader: Any, is_file: bool) -> Iterator[pa.RecordBatch]:
-    if is_file:
-        for index in range(reader.num_record_batches):
-            yield reader.get_batch(index)
-    else:
-        yield from reader
+    batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
+    for batch in batches:
+        # Before anything follows an offset in it, which in a damaged file may lead out of the memory of this process.
+        batch.validate(full=True)
+        yield batch
 
 
 def _parts(shard: str, batches: Iterator[pa.RecordBatch], names: Names) -> Iterator[Part]:
@@ -72,17 +72,17 @@ def _parts(shard: str, batches: Iterator[pa.RecordBatch], names: Names) -> Itera
             first_row += rows.num_rows
 
 
-def _rows_at_once(metadata: Any, names: Names) -> int:
-    """Rows of about a part, from the sizes that the file tells of itself."""
+def _rows_at_once(metadata: Any) -> int:
+    """Rows of about a part, from the sizes that the file tells of its row groups.
+
+    Those of a column would be closer. But Arrow ends the process where a damaged footer has none.
+    """
     size = rows = 0
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
         rows += group.num_rows
-        for place in range(group.num_columns):
-            column = group.column(place)
-            if column.path_in_schema.partition(".")[0] == names.logits:
-                size += column.total_uncompressed_size
-    return max(1, PART_BYTES * rows // size) if size and rows else 1024
+        size += group.total_byte_size
+    return max(1, PART_BYTES * rows // size) if size > 0 and rows > 0 else 1024
 
 
 def _values(shard: str, column: pa.Array, name: str, first_row: int, logits_shape: tuple[int, ...]) -> npt.NDArray[Any]:
