@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -102,6 +102,7 @@ def local_files(name: str, arrays: Sequence[str], folder: Folder, number: int) -
 
     Raises:
         ShardError: if it cannot be read.
+        OSError: if a copy cannot be written.
     """
     found: dict[str, Path] = {}
     copies: list[str] = []
@@ -121,12 +122,26 @@ def local_files(name: str, arrays: Sequence[str], folder: Folder, number: int) -
 
 def _copy(url: str, folder: Folder, copy: str) -> None:
     system, path = _file_system(url)
+    with ExitStack() as stack:
+        with _blaming(url):
+            source = stack.enter_context(system.open(path, "rb"))
+        target = stack.enter_context(folder.writing(copy))
+        while True:
+            with _blaming(url):
+                block = source.read(_READ_BYTES)
+            if not block:
+                return
+            # Not the shard's fault: it would be the same for the next one.
+            target.write(block)
+
+
+@contextlib.contextmanager
+def _blaming(shard: str) -> Iterator[None]:
+    """Whatever a file system raises, as an error of the shard: each has kinds of its own."""
     try:
-        source = system.open(path, "rb")
-    except OSError as error:
-        raise ShardError(url, f"cannot be read: {error}") from error
-    with source, folder.writing(copy) as target:
-        shutil.copyfileobj(source, target, _READ_BYTES)
+        yield
+    except Exception as error:
+        raise ShardError(shard, f"cannot be read: {error}") from error
 
 
 def _names(source: str, logits: str) -> list[str]:
@@ -154,7 +169,7 @@ def _names(source: str, logits: str) -> list[str]:
 
 def _listed(source: str, logits: str) -> list[str]:
     try:
-        with contextlib.ExitStack() as stack:
+        with ExitStack() as stack:
             if _is_url(source):
                 system, path = _file_system(source)
                 text = stack.enter_context(system.open(path, "rb")).read().decode()

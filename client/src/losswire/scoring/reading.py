@@ -68,25 +68,40 @@ def events(
     """
     for number in numbers:
         item = inputs[number]
-        try:
-            with ExitStack() as stack:
+        with ExitStack() as stack:
+            try:
+                # Whatever else goes wrong here is of the folder, such as a full disk, and no shard's fault.
                 paths = stack.enter_context(local_files(item.name, names.wanted, folder, number))
-                # Meanwhile, and of bytes that are about to be read, or just were.
-                content = _digest_meanwhile(list(paths.values()))
-                rows = 0
-                for part in read_parts(item.name, paths, names):
-                    if number in given_up:
-                        break
-                    rows = part.first_row + len(part.logits)
-                    yield PartRead(number, part)
-                found = content.result()
-            if number not in given_up:
-                _require_unchanged(item, names)
-            yield ShardRead(number, found, item.bytes, rows)
-        except ShardError as error:
-            yield ShardFailed(number, error)
-        except OSError as error:
-            yield ShardFailed(number, ShardError(item.name, f"cannot be read: {error}"))
+            except ShardError as error:
+                yield ShardFailed(number, error)
+                continue
+            yield from _shard(item, number, names, paths, given_up)
+
+
+def _shard(item: Input, number: int, names: Names, paths: dict[str, Path], given_up: set[int]) -> Iterator[Event]:
+    try:
+        # Meanwhile, and of bytes that are about to be read, or just were.
+        content = _digest_meanwhile(list(paths.values()))
+        rows = 0
+        for part in read_parts(item.name, paths, names):
+            if number in given_up:
+                break
+            rows = part.first_row + len(part.logits)
+            yield PartRead(number, part)
+        found = content.result()
+        if number not in given_up:
+            _require_unchanged(item, names)
+    except ShardError as error:
+        yield ShardFailed(number, error)
+    except ScoringError:
+        raise
+    except OSError as error:
+        yield ShardFailed(number, ShardError(item.name, f"cannot be read: {error}"))
+    except Exception as error:
+        # There is no list of what the readers of all formats raise for damaged files.
+        yield ShardFailed(number, ShardError(item.name, f"cannot be read: {type(error).__name__}: {error}"))
+    else:
+        yield ShardRead(number, found, item.bytes, rows)
 
 
 def _digest_meanwhile(paths: list[Path]) -> Future[str]:

@@ -21,7 +21,7 @@ _MAX_HEADER_BYTES: Final = 10_000
 def read_npz(shard: str, paths: Mapping[str, Path], names: Names) -> Iterator[Part]:
     """The parts of a `.npz` file. Its arrays are read side by side, so none needs to fit into memory."""
     with _reading(shard), zipfile.ZipFile(paths[""]) as archive, contextlib.ExitStack() as stack:
-        members = {member.removesuffix(".npy") for member in archive.namelist()}
+        members = {member.removesuffix(".npy") for member in archive.namelist() if member.endswith(".npy")}
         _require(shard, names, members)
         columns: dict[str, Column] = {
             name: _NpyColumn(shard, name, stack.enter_context(archive.open(f"{name}.npy"))) for name in names.wanted
