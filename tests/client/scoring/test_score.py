@@ -29,6 +29,7 @@ from losswire.scoring.folder import Folder
 from losswire.scoring.lock import locked
 from losswire.scoring.manifest import Share
 from losswire.scoring.tally import BIN_COUNT
+from losswire.session import Session
 
 Losswire = Callable[..., Result]
 SummaryOf = Callable[[Result], Any]
@@ -175,6 +176,21 @@ def test_no_way_to_send_the_rows_changes_a_byte(
     assert content(tmp_path / "a") == content(tmp_path / "c")
 
 
+def test_small_shards_take_turns_on_all_streams(
+    losswire: Losswire, shards: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    submit = Session.submit
+
+    def counted(self: Session, *arguments: Any, **options: Any) -> Any:
+        used.append(id(self))
+        return submit(self, *arguments, **options)
+
+    monkeypatch.setattr(Session, "submit", counted)
+    assert losswire("score", "data", "--out", "out", "--streams", 4).exit_code == 0
+    assert (len(used), len(set(used))) == (4, 4)
+
+
 def test_shares_in_one_folder_or_in_several_merge_to_the_bytes_of_a_single_run(
     losswire: Losswire, shards: list[Path], tmp_path: Path
 ) -> None:
@@ -188,6 +204,17 @@ def test_shares_in_one_folder_or_in_several_merge_to_the_bytes_of_a_single_run(
     assert losswire("merge", "own-1", "own-2", "own-0", "--out", "merged").exit_code == 0
     assert content(tmp_path / "merged") == content(tmp_path / "whole")
     assert losswire("merge", "whole").exit_code == 0
+
+
+def test_a_merge_that_was_killed_before_anything_was_written_continues(
+    losswire: Losswire, shards: list[Path], tmp_path: Path
+) -> None:
+    losswire("score", "data", "--out", "whole")
+    (tmp_path / "merged").mkdir()
+    for name in (".lock", ".tmp-manifest.json", ".tmp-summary.json"):
+        (tmp_path / "merged" / name).write_text("{")
+    assert losswire("merge", "whole", "--out", "merged").exit_code == 0
+    assert content(tmp_path / "merged") == content(tmp_path / "whole")
 
 
 def test_merging_refuses_folders_of_different_runs_and_different_results(

@@ -13,7 +13,9 @@ from losswire.scoring.errors import LockedError
 from losswire.scoring.folder import Folder
 from losswire.scoring.manifest import Share
 
-_NAME: Final = ".lock"
+LOCK: Final = ".lock"
+"""How the names of locks begin."""
+
 # The first runner of shares holds the folder alone while it writes down how many there are.
 _WAIT_S: Final = 5.0
 
@@ -29,14 +31,14 @@ def locked(folder: Folder, share: Share) -> Iterator[None]:
     """
     busy = f"another runner works in {folder.path}; wait for it to end, or give another --out"
     with ExitStack() as stack:
-        everything = stack.enter_context(_opened(folder, _NAME))
+        everything = stack.enter_context(_opened(folder, LOCK))
         alone = _acquired(everything, fcntl.LOCK_EX)
         if share.count == 1:
             if not alone:
                 raise LockedError(busy)
             yield
             return
-        mine = stack.enter_context(_opened(folder, f"{_NAME}-{share.index}"))
+        mine = stack.enter_context(_opened(folder, f"{LOCK}-{share.index}"))
         if not _acquired(mine, fcntl.LOCK_EX):
             raise LockedError(f"another runner scores the share {share} in {folder.path}")
         if alone:

@@ -10,7 +10,7 @@ from typing import Final
 
 from losswire.scoring.errors import RefusedError, StoppedError
 from losswire.scoring.folder import TEMPORARY, Folder
-from losswire.scoring.lock import locked
+from losswire.scoring.lock import LOCK, locked
 from losswire.scoring.manifest import MANIFEST_NAME, Manifest, Share, differing
 from losswire.scoring.row_file import (
     ROWS_FOLDER,
@@ -46,13 +46,15 @@ def merge_folders(sources: Sequence[Path], out: Path) -> Outcome:
         folders = {path.resolve(): _opened(stack, path) for path in sources}
         manifest = _common_manifest(list(folders.values()))
         target = folders.get(out.resolve()) or _opened(stack, out)
-        if not target.names() - {".lock"}:
+        # What a merge left that was killed early is nothing.
+        if all(name.startswith((LOCK, TEMPORARY)) for name in target.names()):
             target.write_new(MANIFEST_NAME, manifest.to_bytes())
         _common_manifest([*folders.values(), target])
         rows = stack.enter_context(Folder(target.path / ROWS_FOLDER, target))
-        for name in rows.names():
-            if name.startswith(TEMPORARY):
-                rows.remove(name)
+        for unfinished in (target, rows):
+            for name in unfinished.names():
+                if name.startswith(TEMPORARY):
+                    unfinished.remove(name)
         for folder in folders.values():
             if folder is not target:
                 _copy(folder, target, rows, manifest)

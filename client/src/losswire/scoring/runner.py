@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -125,9 +126,9 @@ class Runner:
         try:
             with ExitStack() as stack:
                 stack.enter_context(closing(read))
-                sessions = [stack.enter_context(self._session()) for _ in range(self._effort.streams)]
-                for count, event in enumerate(read):
-                    under_way.append(self._send(sessions[count % len(sessions)], event))
+                turns = cycle([stack.enter_context(self._session()) for _ in range(self._effort.streams)])
+                for event in read:
+                    under_way.append(self._send(turns, event))
                     while under_way and ((head := under_way[0].future) is None or head.done()):
                         self._settle(under_way.popleft())
                 while under_way:
@@ -152,12 +153,12 @@ class Runner:
         )
         return session
 
-    def _send(self, session: Session, event: Event) -> _Sent:
+    def _send(self, turns: Iterator[Session], event: Event) -> _Sent:
         if not isinstance(event, PartRead) or event.number in self._given_up:
             return _Sent(event, None, 0.0, 0)
         part = event.part
         try:
-            future = session.submit(part.logits, part.target)
+            future = next(turns).submit(part.logits, part.target)
         except (InvalidArgumentError, TypeError) as error:
             future = Future()
             future.set_exception(error)
