@@ -496,6 +496,22 @@ def test_progress_as_json_is_a_line_for_each_event(losswire: Losswire, shards: l
     assert {"loss", "perplexity", "rows_per_s", "gb_per_s", "latency_s", "retries", "remaining_s"} <= set(lines[-1])
 
 
+def test_a_long_event_stays_in_one_line(losswire: Losswire, tmp_path: Path) -> None:
+    name = "x" * 230 + ".npz"  # The line is wider than any terminal of these tests.
+    save(tmp_path / name, target=TARGET[:9])
+    result = losswire("score", name, "--out", "out", "--progress", "json", "--on-error", "skip")
+    assert [json.loads(line)["skipped"] for line in result.stderr.splitlines() if "skipped" in line] == [name]
+
+
+@pytest.mark.parametrize("out", ["r[bold]a", "r[", "[/red]"])
+def test_a_path_is_shown_as_it_is(losswire: Losswire, shards: list[Path], tmp_path: Path, out: str) -> None:
+    part = losswire("score", "data", "--out", out, "--shard", "0/2")
+    assert f"are not yet in {out}." in part.stdout
+    assert f"{out}/summary.json" in losswire("score", "data", "--out", out, "--shard", "1/2").stdout
+    page = tmp_path / f"{out.replace('/', '')}.html"
+    assert f"Written to {page}" in losswire("report", out, "--out", page).stdout
+
+
 def test_the_live_display_shows_how_the_run_goes(losswire: Losswire, shards: list[Path]) -> None:
     result = losswire("score", "data", "--out", "out", "--progress", "live")
     assert result.exit_code == 0

@@ -11,6 +11,7 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 from losswire.array_files import ArrayFileError
@@ -55,7 +56,8 @@ def two_columns(title: str, rows: Mapping[str, object]) -> Table:
     table.add_column(style="bold")
     table.add_column()
     for name, value in rows.items():
-        table.add_row(name, str(value))
+        # As text: a path may hold what rich would read as markup.
+        table.add_row(Text(name), Text(str(value)))
     return table
 
 

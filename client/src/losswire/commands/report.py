@@ -32,4 +32,4 @@ def report(
         page = render_report(folder, earlier)
         with Folder(target.parent) as parent:
             parent.write(target.name, page.encode())
-    console.print(f"Written to {target}", highlight=False, soft_wrap=True)
+    console.print(f"Written to {target}", highlight=False, markup=False, soft_wrap=True)

@@ -132,7 +132,8 @@ class _JsonWatcher(ScoreWatcher):
         err.print(json.dumps(self.state()), markup=False, soft_wrap=True)
 
     def shard_failed(self, error: ShardError) -> None:
-        err.print(json.dumps({"skipped": error.shard, "row": error.row, "cause": error.cause}), markup=False)
+        event = {"skipped": error.shard, "row": error.row, "cause": error.cause}
+        err.print(json.dumps(event), markup=False, soft_wrap=True)
 
     def rows_left_out(self, shard: str, first_row: int, count: int) -> None:
         self._left_out += count
@@ -180,7 +181,8 @@ def print_outcome(outcome: Outcome, folder: Path, as_json: bool) -> None:
         if as_json:
             out.print(json.dumps({"missing": outcome.missing}), markup=False, soft_wrap=True)
         else:
-            out.print(f"This share is scored; {outcome.missing} shards of other shares are not yet in {folder}.")
+            told = f"This share is scored; {outcome.missing} shards of other shares are not yet in {folder}."
+            out.print(told, markup=False, soft_wrap=True)
         return
     if as_json:
         out.print(outcome.summary.decode(), markup=False, highlight=False, soft_wrap=True, end="")
