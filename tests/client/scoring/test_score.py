@@ -248,6 +248,29 @@ def test_sources_are_folders_patterns_lists_and_urls(
         assert not list((tmp_path / f"out-{number}").glob(".tmp*"))
 
 
+def test_a_file_with_two_names_is_refused(losswire: Losswire, shards: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "linked").symlink_to("data")
+    (tmp_path / "link.npz").symlink_to(shards[0])
+    for other in (shards[0], f"file://{shards[0]}", f"local://{shards[0]}", "linked/part-0.npz", "link.npz"):
+        message = error_of(losswire("score", "data/part-0.npz", other, "--out", "out"), 1)
+        assert str(other).rpartition("://")[2] in message
+        assert "are the same file" in message
+    assert (
+        losswire("score", "data/part-0.npz", "./data/part-0.npz", "data/../data/part-0.npz", "--out", "o").exit_code
+        == 0
+    )
+
+
+def test_a_name_with_brackets_is_a_name_where_there_is_such_a_file(
+    losswire: Losswire, summary_of: SummaryOf, tmp_path: Path
+) -> None:
+    (tmp_path / "d[1]").mkdir()
+    for name in ("a[0].npz", "a0.npz", "d[1]/b.npz"):
+        save(tmp_path / name)
+    summary = summary_of(losswire("score", "a[0].npz", "d[1]", "--out", "out", "--json"))
+    assert [shard["name"] for shard in summary["shards"]] == ["a[0].npz", "d[1]/b.npz"]
+
+
 def test_arrays_in_files_of_their_own_are_found_beside_the_logits(
     losswire: Losswire, summary_of: SummaryOf, tmp_path: Path
 ) -> None:

@@ -30,7 +30,7 @@ def find_inputs(sources: Iterable[str], arrays: Sequence[str] = ("logits", "targ
             logits in their own are shards, and have a companion for each other array.
 
     Raises:
-        ScoringError: if a source means no file; it is named.
+        ScoringError: if a source means no file, or two names are those of one file; they are named.
     """
     found: dict[str, Input] = {}
     for source in sources:
@@ -38,6 +38,7 @@ def find_inputs(sources: Iterable[str], arrays: Sequence[str] = ("logits", "targ
             found[name] = describe(name, arrays)
     if not found:
         raise ScoringError("no sources are given; expected at least one path, URL or pattern")
+    _require_different_files(found)
     return tuple(found[name] for name in sorted(found))
 
 
@@ -144,6 +145,21 @@ def _blaming(shard: str) -> Iterator[None]:
         raise ShardError(shard, f"cannot be read: {error}") from error
 
 
+def _require_different_files(names: Iterable[str]) -> None:
+    """Refuses a file of this machine that has two names, whose rows would count twice."""
+    found: dict[str, str] = {}
+    for name in sorted(names):
+        if name.startswith(("file://", "local://")):
+            path = _file_system(name)[1]
+        elif _is_url(name):
+            continue
+        else:
+            path = name
+        other = found.setdefault(os.path.realpath(path), name)
+        if other != name:
+            raise ScoringError(f"{other} and {name} are the same file, whose rows would count twice; give it once")
+
+
 def _names(source: str, logits: str) -> list[str]:
     if source.endswith(".txt"):
         return _listed(source, logits)
@@ -151,7 +167,9 @@ def _names(source: str, logits: str) -> list[str]:
     path = source
     if _is_url(source):
         system, path = _file_system(source)
-    if glob.has_magic(path):
+    # A file may have brackets in its name.
+    is_there = system is None and os.path.exists(path)  # noqa: PTH110 (which is False for what can be no path)
+    if glob.has_magic(path) and not is_there:
         # Unlike Path.glob, it takes patterns that begin at the root.
         matches = system.glob(path) if system else glob.glob(path, recursive=True)  # noqa: PTH207
         names = [match for match in matches if _is_shard(match, logits)]
