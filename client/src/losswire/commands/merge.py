@@ -29,8 +29,9 @@ def merge(
     were skipped, 4 the folders are of different runs, 5 a runner works in one of them.
     """
     with exit_statuses():
-        if out is None and len(folders) > 1:
-            raise ScoringError(f"{len(folders)} folders are given and no --out; expected --out DIR for the whole")
+        count = len({folder.resolve() for folder in folders})
+        if out is None and count > 1:
+            raise ScoringError(f"{count} folders are given and no --out; expected --out DIR for the whole")
         target = folders[0] if out is None else out
         outcome = merge_folders(folders, target)
         print_outcome(outcome, target, as_json)

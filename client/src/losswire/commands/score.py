@@ -123,8 +123,8 @@ def score(
         top_k=top_k,
         check_probabilities=check_probabilities,
     )
+    share = _parse_share(shard)
     with exit_statuses():
-        share = Share.parse(shard)
         inputs = find_inputs(sources, Names(logits_name, target_name, group_by).wanted)
         policy = RetryPolicy(**_PATIENT, max_connect_wait_s=timeout_s)  # type: ignore[arg-type]
         with open_client(context, server, timeout_s, policy, streams) as client:
@@ -176,6 +176,13 @@ def _fail(error: Exception, status: int) -> typer.Exit:
     hint = f" ({'; '.join(notes)}; run the same command again to continue)" if notes else ""
     err.print(f"losswire: {' '.join(str(error).split())}{hint}", style="red", markup=False, soft_wrap=True)
     return typer.Exit(status)
+
+
+def _parse_share(text: str) -> Share:
+    try:
+        return Share.parse(text)
+    except ScoringError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def parse_weight(text: str) -> tuple[float, ...]:

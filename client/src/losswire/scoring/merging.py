@@ -43,7 +43,8 @@ def merge_folders(sources: Sequence[Path], out: Path) -> Outcome:
         LockedError: if a runner works in one of them.
     """
     with ExitStack() as stack:
-        folders = {path.resolve(): _opened(stack, path) for path in sources}
+        # Each once: the lock of a folder would refuse it the second time.
+        folders = {real: _opened(stack, path) for real, path in {path.resolve(): path for path in sources}.items()}
         manifest = _common_manifest(list(folders.values()))
         target = folders.get(out.resolve()) or _opened(stack, out)
         # What a merge left that was killed early is nothing.

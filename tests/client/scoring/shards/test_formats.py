@@ -226,6 +226,14 @@ def test_arrays_with_different_numbers_of_rows_are_refused(tmp_path: Path, save:
     assert "target has the shape (56,); expected 57 rows" in message
 
 
+def test_a_size_below_zero_is_not_taken_for_no_rows(tmp_path: Path) -> None:
+    shard = save_npy(tmp_path, ARRAYS)
+    for name in ARRAYS:
+        file = tmp_path / f"a.{name}.npy"
+        file.write_bytes(file.read_bytes().replace(b"(57,", b"(-1,"))
+    assert "logits has the shape (-1, 6)" in failing(shard)
+
+
 def test_pickles_are_never_read(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", logits=LOGITS, target=np.array([{}] * ROWS, object), domain=CODE)
     assert "unpickled" in failing(str(tmp_path / "a.npz"))

@@ -64,6 +64,8 @@ class _NpyColumn:
         version = npy_format.read_magic(stream)
         read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
         self.shape, by_columns, self._dtype = read_header(stream, max_header_size=_MAX_HEADER_BYTES)
+        if any(size < 0 for size in self.shape):
+            raise ShardError(shard, f"{name} has the shape {self.shape}, which no array has: its header is damaged")
         if self._dtype.hasobject:
             raise ShardError(shard, f"{name} holds Python objects, which would have to be unpickled; expected numbers")
         if by_columns and len(self.shape) > 1:
