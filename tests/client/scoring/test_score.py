@@ -471,6 +471,25 @@ def test_a_bad_shard_can_be_skipped_and_scored_once_it_is_mended(
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
+def test_no_shard_has_results_and_a_reason_why_it_has_none(
+    losswire: Losswire, shards: list[Path], tmp_path: Path
+) -> None:
+    """As a runner leaves it that is killed between the two, or a merge into a folder that skipped the shard."""
+    losswire("score", "data", "--out", "whole", "--on-error", "skip")
+    good = shards[2].read_bytes()
+    save(shards[2], target=TARGET[:9])
+    losswire("score", "data", "--out", "merged", "--on-error", "skip")
+    shards[2].write_bytes(good)
+    name = "000002-part-2.npz.skipped.json"
+    reason = (tmp_path / "merged" / "rows" / name).read_bytes()
+    whole = content(tmp_path / "whole")
+    (tmp_path / "whole" / "rows" / name).write_bytes(reason)
+    assert losswire("score", "data", "--out", "whole", "--on-error", "skip").exit_code == 0
+    assert content(tmp_path / "whole") == whole
+    assert losswire("merge", "whole", "merged", "--out", "merged").exit_code == 0
+    assert set(content(tmp_path / "merged")) == set(whole)
+
+
 def test_rows_without_a_finite_loss_are_left_out_and_counted(
     losswire: Losswire, summary_of: SummaryOf, tmp_path: Path
 ) -> None:

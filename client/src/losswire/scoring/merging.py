@@ -17,6 +17,7 @@ from losswire.scoring.row_file import (
     ShardRecord,
     committed,
     read_record,
+    remove_stale_skips,
     row_file_name,
     skipped,
     write_skip,
@@ -118,6 +119,7 @@ def _require_same(mine: ShardRecord, theirs: ShardRecord, source: Folder, rows: 
 
 def _summarized(target: Folder, rows: Folder, manifest: Manifest) -> Outcome:
     results = committed(rows)
+    remove_stale_skips(rows, results.keys())
     failures = skipped(rows, manifest.digest, results.keys())
     missing = [item.name for number, item in enumerate(manifest.inputs) if number not in results.keys() | failures]
     if missing:

@@ -206,3 +206,13 @@ def skipped(folder: Folder, manifest_digest: str, done: Collection[int]) -> dict
             if content["manifest"] == manifest_digest:
                 found[number] = ShardError(content["shard"], content["cause"], content["row"])
     return found
+
+
+def remove_stale_skips(folder: Folder, done: Collection[int]) -> None:
+    """Removes what says why shards have no results that have some by now.
+
+    A runner that is killed between the two, or a merge, leaves it.
+    """
+    for name in folder.names():
+        if name.endswith(".skipped.json") and shard_number(name) in done:
+            folder.remove(name)

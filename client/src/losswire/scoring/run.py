@@ -13,7 +13,7 @@ from losswire.scoring.folder import TEMPORARY, Folder
 from losswire.scoring.inputs import digest, local_files
 from losswire.scoring.lock import locked
 from losswire.scoring.manifest import MANIFEST_NAME, Input, Manifest, Share, keep
-from losswire.scoring.row_file import ROWS_FOLDER, committed, read_record, shard_number, skipped
+from losswire.scoring.row_file import ROWS_FOLDER, committed, read_record, remove_stale_skips, shard_number, skipped
 from losswire.scoring.runner import Effort, Runner, Watcher
 from losswire.scoring.shards.part import Names
 from losswire.scoring.summary import Scored, summarize, write_summary
@@ -67,6 +67,7 @@ class Run:
     def finish(self) -> Outcome:
         """Summarises, unless shards of other runners are missing."""
         results = committed(self._rows)
+        remove_stale_skips(self._rows, results.keys())
         failures = skipped(self._rows, self.manifest.digest, results.keys())
         missing = len(self.manifest.inputs) - len(results) - len(failures)
         if missing:
