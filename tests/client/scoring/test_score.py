@@ -337,6 +337,21 @@ def test_other_options_are_refused(
     assert content(tmp_path / "out") == before
 
 
+def test_a_wrong_option_binds_no_folder_that_holds_no_results(
+    losswire: Losswire, shards: list[Path], tmp_path: Path
+) -> None:
+    assert losswire("score", "data", "--out", "right", "--weight", "1,2,3,4,5").exit_code == 0
+    # Which the server refuses.
+    assert losswire("score", "data", "--out", "out", "--weight", "1,2").exit_code == 1
+    assert "option weight" in error_of(losswire("score", "data", "--out", "out", "--shard", "0/2"), 4)
+    assert losswire("score", "data", "--out", "out", "--weight", "1,2,3,4,5").exit_code == 0
+    assert content(tmp_path / "out") == content(tmp_path / "right")
+    # A shard that was skipped is a result as well.
+    save(shards[0], target=TARGET[:9])
+    assert losswire("score", shards[0], "--out", "skip", "--on-error", "skip").exit_code == 3
+    assert "option on_error" in error_of(losswire("score", shards[0], "--out", "skip"), 4)
+
+
 def test_results_of_another_version_or_server_are_refused(
     losswire: Losswire, shards: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

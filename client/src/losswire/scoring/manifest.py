@@ -13,6 +13,7 @@ from typing import Any, Final
 from losswire.info import ServerInfo
 from losswire.scoring.errors import RefusedError, ScoringError
 from losswire.scoring.folder import TEMPORARY, Folder
+from losswire.scoring.row_file import ROWS_FOLDER, shard_number
 
 MANIFEST_NAME: Final = "manifest.json"
 _FORMAT: Final = "losswire-score-1"
@@ -178,6 +179,8 @@ def server_identity(info: ServerInfo, any_device: bool) -> dict[str, str]:
 def keep(folder: Folder, manifest: Manifest, share: Share) -> Manifest:
     """Writes the manifest down, or compares it with the one that is there, which it returns.
 
+    One by which nothing was scored or skipped yet is replaced by that of a runner of everything.
+
     Args:
         folder: Where the results go.
         manifest: What is to be scored now.
@@ -189,7 +192,7 @@ def keep(folder: Folder, manifest: Manifest, share: Share) -> Manifest:
     try:
         kept = Manifest.from_bytes(folder.read(MANIFEST_NAME))
     except FileNotFoundError:
-        strangers = {name for name in folder.names() if not name.startswith((".lock", TEMPORARY))} - {"rows"}
+        strangers = {name for name in folder.names() if not name.startswith((".lock", TEMPORARY))} - {ROWS_FOLDER}
         if strangers:
             raise RefusedError(
                 f"{folder.path} holds {min(strangers)!r} and no {MANIFEST_NAME}; give a new or empty folder as --out"
@@ -198,10 +201,19 @@ def keep(folder: Folder, manifest: Manifest, share: Share) -> Manifest:
         # That of a runner that was faster, perhaps.
         kept = Manifest.from_bytes(folder.read(MANIFEST_NAME))
     if difference := differing(kept, manifest):
+        # A wrong option shall not bind a folder for ever. Runners of shares may be at work by what is written there.
+        if share.count == 1 and not _has_results(folder):
+            folder.write(MANIFEST_NAME, manifest.to_bytes())
+            return manifest
         raise RefusedError(
             f"{folder.path} holds another run: {difference}; give the same as before, or another --out for this one"
         )
     return kept
+
+
+def _has_results(folder: Folder) -> bool:
+    with Folder(folder.path / ROWS_FOLDER, folder) as rows:
+        return any(shard_number(name) is not None for name in rows.names())
 
 
 def differing(kept: Manifest, asked: Manifest) -> str | None:
