@@ -106,6 +106,22 @@ def test_probabilities_and_axes_behind_the_classes_are_scored_by_row(server: Run
     assert batch["loss_weight"].tolist() == [3.0] * 6
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (0, 4, 3), None])
+def test_a_batch_without_rows_gets_the_columns_of_one_with_rows(
+    server: RunningServer, shape: tuple[int, ...] | None
+) -> None:
+    from losswire.ray import Scorer
+
+    scorer = Scorer(server.address, outputs=("entropy", "top1"))
+    logits = np.empty(0, object) if shape is None else np.empty(shape, np.float32)
+    nothing = scorer({"logits": logits, "target": np.empty((0, *(shape or ())[2:]), np.int64)})
+    rows = (shape or (0, 4))[1:]
+    some = scorer({"logits": np.zeros((2, *rows), np.float32), "target": np.zeros((2, *rows[1:]), np.int64)})
+    assert list(nothing) == list(some)
+    for name, column in some.items():
+        assert (nothing[name].dtype, nothing[name].shape) == (column.dtype, (0, *column.shape[1:]))
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

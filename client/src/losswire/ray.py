@@ -22,8 +22,11 @@ from ray.data.block import BlockAccessor
 
 from losswire.client import Client
 from losswire.errors import InvalidArgumentError
+from losswire.evaluation import evaluation
+from losswire.options import OUTPUTS, Options
 from losswire.results import CrossEntropyResult
 from losswire.retry import RetryPolicy
+from losswire.tensors import numpy_dtype
 
 __all__ = ["ExactSum", "Scorer", "score", "summarize"]
 
@@ -91,6 +94,9 @@ class Scorer:
             LosswireError: its other kinds, if the server cannot be reached or cannot answer.
         """
         logits, target = _column(batch, self._logits), _column(batch, self._target)
+        kept = {name: column for name, column in batch.items() if self._keep_logits or name != self._logits}
+        if not len(logits):
+            return kept | self._nothing(logits)
         result = self._client.cross_entropy(logits, target, self._weight, reduction="none", **self._options)
         weight, counts = self._denominators(logits, target)
         added = {
@@ -100,7 +106,19 @@ class Scorer:
             "loss_ignored": _row_sums(~counts, np.int64),
             **result.outputs,
         }
-        return {name: column for name, column in batch.items() if self._keep_logits or name != self._logits} | added
+        return kept | added
+
+    def _nothing(self, logits: npt.NDArray[Any]) -> Batch:
+        """What is added to a batch without rows, such as a filter leaves, in the types that rows would have."""
+        dtype = np.float64 if logits.dtype == np.float64 else np.float32
+        options = Options(outputs=self._options["outputs"])
+        asked = evaluation(np.empty((0, 1), dtype), np.empty(0, np.int64), None, options)
+        outputs = {
+            name: np.empty((0, *logits.shape[2:]), numpy_dtype(asked.output_dtype(OUTPUTS[name])))
+            for name in options.outputs
+        }
+        sums = {"loss": np.float64, "loss_weight": np.float64, "loss_counted": np.int64, "loss_ignored": np.int64}
+        return {name: np.empty(0, kind) for name, kind in sums.items()} | outputs
 
     def _denominators(self, logits: npt.NDArray[Any], target: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
         """What each position adds to the denominator of the mean, and whether it counts."""
@@ -208,7 +226,7 @@ def _result(row: Mapping[str, Any]) -> CrossEntropyResult:
 
 def _row_sums(values: Any, dtype: Any) -> npt.NDArray[Any]:
     positions: npt.NDArray[Any] = np.asarray(values)
-    sums: npt.NDArray[Any] = positions.reshape(len(positions), -1).sum(axis=1, dtype=dtype)
+    sums: npt.NDArray[Any] = positions.reshape(len(positions), math.prod(positions.shape[1:])).sum(axis=1, dtype=dtype)
     return sums
 
 
@@ -222,7 +240,7 @@ def _column(batch: Batch, name: str) -> npt.NDArray[Any]:
             f"column {name!r} is absent; expected one of {', '.join(map(repr, batch))}", field=name
         )
     column = batch[name]
-    if column.dtype != object:
+    if column.dtype != object or not len(column):
         return column
     try:
         return np.stack([np.asarray(row) for row in column])
