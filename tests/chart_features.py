@@ -43,7 +43,14 @@ FEATURES: dict[str, list[Values]] = {
     ],
     "route": [
         {},
-        {"grpcRoute": {"enabled": True, "parentRefs": [{"name": "public"}], "hostnames": ["loss.example.com"]}},
+        {
+            "grpcRoute": {
+                "enabled": True,
+                "parentRefs": [{"name": "public"}],
+                "hostnames": ["loss.example.com"],
+                "backendTLSPolicy": True,
+            }
+        },
     ],
     "network": [
         {},
@@ -66,7 +73,18 @@ FEATURES: dict[str, list[Values]] = {
         },
     ],
     "names": [{}, {"nameOverride": "nll", "commonLabels": {"team": "ml"}, "pod": {"labels": {"a": "b"}}}],
-    "service": [{}, {"service": {"type": "LoadBalancer", "port": 443, "trafficDistribution": "PreferClose"}}],
+    "service": [
+        {},
+        {
+            "service": {
+                "type": "LoadBalancer",
+                "port": 443,
+                "allowPlaintext": True,
+                "loadBalancerSourceRanges": ["10.0.0.0/8"],
+                "trafficDistribution": "PreferClose",
+            }
+        },
+    ],
     "account": [{}, {"serviceAccount": {"create": False}}],
     "image": [{}, {"image": {"digest": "sha256:" + "a" * 64}, "global": {"imageRegistry": "registry.example.com"}}],
     "extra": [

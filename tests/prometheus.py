@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -24,14 +25,16 @@ CONFIG = DEPLOY / "prometheus" / "prometheus.yml"
 START_TIMEOUT_S = 60
 ANSWER_TIMEOUT_S = 60
 
+PACKAGES = {"prometheus-alertmanager": "prometheus-alertmanager"}
+
 _Answer = TypeVar("_Answer")
 
 
 def tool(name: str) -> str:
-    """The path of `prometheus` or `promtool`; the test is skipped where it is not installed."""
+    """The path of a program of Prometheus; the test is skipped where it is not installed."""
     path = shutil.which(name)
     if path is None:
-        pytest.skip(f"{name} is not installed; Debian's package prometheus has it")
+        pytest.skip(f"{name} is not installed; Debian's package {PACKAGES.get(name, 'prometheus')} has it")
     return path
 
 
@@ -68,12 +71,21 @@ def eventually(ask: Callable[[], _Answer], what: str) -> _Answer:
     return answer
 
 
-def start_prometheus(folder: Path, metrics_addresses: Iterable[str]) -> Prometheus:
-    """Start one that does every second what the shipped configuration does now and then."""
+def start_prometheus(
+    folder: Path, metrics_addresses: Iterable[str], alertmanager_address: str | None = None
+) -> Prometheus:
+    """Start one that does every second what the shipped configuration does now and then.
+
+    With an Alertmanager it tells that one of its alerts, and no alert waits for its `for`, but a second.
+    """
     binary = tool("prometheus")
     config = yaml.safe_load(CONFIG.read_text())
-    for rules in config["rule_files"]:
-        shutil.copy(CONFIG.with_name(rules), folder)
+    for name in config["rule_files"]:
+        rules = CONFIG.with_name(name).read_text()
+        if alertmanager_address is not None:
+            rules = re.sub(r"for: \d+[mh]$", "for: 1s", rules, flags=re.MULTILINE)
+            config["alerting"] = {"alertmanagers": [{"static_configs": [{"targets": [alertmanager_address]}]}]}
+        (folder / name).write_text(rules)
     config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     [job] = config["scrape_configs"]
     [job["static_configs"][0]["targets"]] = [list(metrics_addresses)]
@@ -92,19 +104,28 @@ def start_prometheus(folder: Path, metrics_addresses: Iterable[str]) -> Promethe
             stderr=log,
         )
     prometheus = Prometheus(process, address)
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not is_ready(prometheus):
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            raise RuntimeError(f"Prometheus did not start:\n{(folder / 'prometheus.log').read_text()}")
-        time.sleep(0.05)
+    wait_until_ready(process, address, folder / "prometheus.log")
     return prometheus
 
 
-def is_ready(prometheus: Prometheus) -> bool:
-    """Whether it answers queries."""
+def wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    """Wait until a Prometheus or Alertmanager answers.
+
+    Raises:
+        RuntimeError: if it does not, with what it logged.
+    """
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not is_ready(address):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise RuntimeError(f"{log.stem} did not start:\n{log.read_text()}")
+        time.sleep(0.05)
+
+
+def is_ready(address: str) -> bool:
+    """Whether it answers."""
     try:
-        with urllib.request.urlopen(f"http://{prometheus.address}/-/ready", timeout=10) as reply:
+        with urllib.request.urlopen(f"http://{address}/-/ready", timeout=10) as reply:
             return bool(reply.status == 200)
     except OSError:
         return False

@@ -103,8 +103,9 @@ ROWS: Final[dict[str, list[Panel]]] = {
         ),
         Panel(
             "Failed, 1 h",
-            "Share of calls that failed by the service's fault within an hour. The goal allows 0.1 % in a month.",
-            {"failed": f"sum(job:losswire_request_errors:ratio_rate1h{{{JOB}}})"},
+            "Share of calls that failed by the service's fault within an hour, of the worst service. "
+            "The goal allows 0.1 % in a month.",
+            {"failed": f"max(job:losswire_request_errors:ratio_rate1h{{{JOB}}})"},
             "percentunit",
             "stat",
             4,
@@ -131,7 +132,7 @@ ROWS: Final[dict[str, list[Panel]]] = {
             "Error budget burn",
             "How many times too fast the errors of a month are used up: pages at 14.4 over 1 h or 6 over 6 h.",
             {
-                window: f"job:losswire_request_errors:ratio_rate{window}{{{JOB}}} / 0.001"
+                f"{{{{job}}}} {window}": f"job:losswire_request_errors:ratio_rate{window}{{{JOB}}} / 0.001"
                 for window in ("5m", "1h", "6h", "3d")
             },
             "short",
@@ -190,8 +191,8 @@ ROWS: Final[dict[str, list[Panel]]] = {
             "Seconds that an evaluation waits for memory and engine on average, and those that it computes. Scale out "
             "where it waits longer.",
             {
-                "waits": f"sum(job:losswire_wait_seconds:mean5m{{{JOB}}})",
-                "computes": f'sum(job:losswire_stage_duration_seconds:mean5m{{{JOB}, stage="compute"}})',
+                "{{job}} waits": f"job:losswire_wait_seconds:mean5m{{{JOB}}}",
+                "{{job}} computes": f'job:losswire_stage_duration_seconds:mean5m{{{JOB}, stage="compute"}}',
             },
             "s",
         ),

@@ -36,7 +36,14 @@ def test_the_rules_pass_their_tests() -> None:
         # The mean of the replicas' means.
         (
             "expr: run:losswire_loss_sum:increase5m / (run:losswire_loss_weight:increase5m != 0)",
-            "expr: avg by (run) (increase(losswire_loss_sum_total[5m]) / increase(losswire_loss_weight_total[5m]))",
+            (
+                "expr: avg by (namespace, job, run) "
+                "(increase(losswire_loss_sum_total[5m]) / increase(losswire_loss_weight_total[5m]))"
+            ),
+        ),
+        (
+            "sum by (namespace, job, run) (increase(losswire_loss_sum_total[5m])",
+            "sum by (job, run) (increase(losswire_loss_sum_total[5m])",
         ),
         (" - increase(losswire_loss_negative_sum_total[5m])", ""),
         (" - increase(losswire_loss_negative_weight_total[5m])", ""),

@@ -137,6 +137,21 @@ def test_a_secret_that_is_missing_is_refused_and_nothing_is_changed(release: Rel
     assert [each["metadata"]["name"] for each in release.pods()] == [each["metadata"]["name"] for each in before]
 
 
+def test_a_secret_that_lacks_a_key_is_refused(cluster: Cluster, release: Release) -> None:
+    metadata = {"name": "partial", "namespace": SPACE}
+    certificate = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata,
+        "stringData": {"tls.crt": "", "tls.key": ""},
+    }
+    cluster.apply(certificate)
+    with pytest.raises(
+        RuntimeError, match=r'existingSecret is "partial", a Secret in namespace scoring without the key ca\.crt'
+    ):
+        release.upgrade_without_waiting({"tls": {"enabled": True, "existingSecret": "partial"}})
+
+
 def test_a_certificate_that_cannot_be_read_starts_nothing_and_the_old_pods_go_on(
     cluster: Cluster, release: Release
 ) -> None:

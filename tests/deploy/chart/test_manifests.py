@@ -291,6 +291,28 @@ def test_rules_and_dashboard_are_those_of_the_repository(helm: Helm, tmp_path: P
     assert yaml.safe_load(shipped.stdout)["spec"] == {"groups": groups}
 
 
+def test_runbooks_are_where_the_values_say(helm4: Helm) -> None:
+    url = "https://wiki.example.com/losswire"
+    rendered = helm4.render({"metrics": {"prometheusRule": {"enabled": True, "runbooksURL": url}}})
+    rules = [rule for group in rendered.one("PrometheusRule")["spec"]["groups"] for rule in group["rules"]]
+    alerts = [rule for rule in rules if "alert" in rule]
+
+    assert len(alerts) > 20
+    assert all(rule["annotations"]["runbook_url"] == f"{url}#{rule['alert'].lower()}" for rule in alerts)
+
+
+def test_a_certificate_is_a_clients_own_only_where_one_is_demanded(render: Render) -> None:
+    tls: dict[str, Any] = {"enabled": True, "existingSecret": "server", "clientSecret": "client"}
+    batch = {"enabled": True, "sources": ["/data/a.npz"]}
+
+    def arguments(values: dict[str, Any]) -> list[str]:
+        [container] = render(values).one("Job")["spec"]["template"]["spec"]["containers"]
+        return list(container["args"])
+
+    assert "--key=/etc/losswire/tls/tls.key" not in arguments({"tls": tls, "batch": batch})
+    assert "--key=/etc/losswire/tls/tls.key" in arguments({"tls": {**tls, "clientCASecret": "ca"}, "batch": batch})
+
+
 @pytest.mark.parametrize(("monitor", "field"), [("service", "endpoints"), ("pod", "podMetricsEndpoints")])
 def test_each_release_is_a_job_of_its_own_that_the_alerts_know(helm4: Helm, monitor: str, field: str) -> None:
     def job(release: str, *more: str) -> str:

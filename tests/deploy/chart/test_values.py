@@ -119,6 +119,19 @@ def test_the_schema_refuses_a_value_and_names_it(helm: Helm, values: dict[str, A
             "every series would be scraped twice",
         ),
         ({"grpcRoute": {"enabled": True}}, "grpcRoute.parentRefs is empty"),
+        (
+            {
+                "grpcRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
+                "tls": {"enabled": True, "existingSecret": "a"},
+            },
+            "grpcRoute.enabled and tls.enabled are both true, and a gateway speaks plain text",
+        ),
+        ({"service": {"type": "LoadBalancer"}}, "service.type is LoadBalancer, which is reached from outside"),
+        ({"service": {"type": "NodePort"}}, "service.type is NodePort, which is reached from outside"),
+        (
+            {"service": {"loadBalancerSourceRanges": ["10.0.0.0/8"]}},
+            "service.loadBalancerSourceRanges is given, which only a Service of type LoadBalancer heeds",
+        ),
         ({"settings": {"processes": 0}}, "settings.processes is 0, which counts the cores of the node"),
         ({"settings": {"processes": 2}, "resources": {"limits": {"memory": "8Gi"}}}, "without settings.threads"),
         ({"resources": {"limits": {"memory": "512Mi"}}}, "resources.limits.memory is 512Mi"),
@@ -180,7 +193,7 @@ def test_all_contradictions_are_told_at_once(helm4: Helm) -> None:
     with pytest.raises(RefusedError) as refused:
         helm4.render({"tls": {"enabled": True}, "grpcRoute": {"enabled": True}, "settings": {"processes": 0}})
 
-    assert str(refused.value).count("\n- ") == 3
+    assert str(refused.value).count("\n- ") == 4
 
 
 def test_the_smallest_termination_grace_period_is_longer_than_the_drain(helm4: Helm) -> None:

@@ -78,7 +78,7 @@ securityContext:
 {{- define "losswire.tlsArguments" -}}
 {{- if .Values.tls.enabled -}}
 - --ca=/etc/losswire/tls/ca.crt
-{{- if .Values.tls.clientSecret }}
+{{- if .Values.tls.clientCASecret }}
 - --certificate=/etc/losswire/tls/tls.crt
 - --key=/etc/losswire/tls/tls.key
 {{- end }}

@@ -67,6 +67,16 @@
 {{- $problems = append $problems "grpcRoute.parentRefs is empty; name the gateway that the route belongs to" -}}
 {{- end -}}
 
+{{- if and $v.grpcRoute.enabled $tls.enabled (not $v.grpcRoute.backendTLSPolicy) -}}
+{{- $problems = append $problems "grpcRoute.enabled and tls.enabled are both true, and a gateway speaks plain text to a backend unless a BackendTLSPolicy tells it not to; make one for the Service, in extraObjects for instance, and set grpcRoute.backendTLSPolicy to true" -}}
+{{- end -}}
+{{- if and (ne $v.service.type "ClusterIP") (not $tls.enabled) (not $v.service.allowPlaintext) -}}
+{{- $problems = append $problems (printf "service.type is %s, which is reached from outside the cluster, and tls.enabled is false; enable TLS, or set service.allowPlaintext to true where something in front encrypts" $v.service.type) -}}
+{{- end -}}
+{{- if and $v.service.loadBalancerSourceRanges (ne $v.service.type "LoadBalancer") -}}
+{{- $problems = append $problems (printf "service.loadBalancerSourceRanges is given, which only a Service of type LoadBalancer heeds; service.type is %s" $v.service.type) -}}
+{{- end -}}
+
 {{- $processes := 1 -}}
 {{- if hasKey $v.settings "processes" -}}{{- $processes = int $v.settings.processes -}}{{- end -}}
 {{- if eq $processes 0 -}}
@@ -113,22 +123,44 @@
 {{ ternary 2560 400 (eq .Values.device "cuda") }}
 {{- end }}
 
-{{/* A sentence for each Secret that is named but not in the namespace, where there is a cluster to ask: as JSON. */}}
+{{/* A sentence for each Secret, or key of one, that is named but not in the namespace, where there is a cluster to ask: as JSON. */}}
 {{- define "losswire.missingSecrets" -}}
 {{- $problems := list -}}
-{{- $named := list (list "tls.existingSecret" .Values.tls.existingSecret) (list "tls.clientCASecret" .Values.tls.clientCASecret) (list "tls.clientSecret" .Values.tls.clientSecret) (list "batch.tokenSecret.name" (default "" .Values.batch.tokenSecret.name)) -}}
+{{- $tls := .Values.tls -}}
+{{- $pair := list "tls.crt" "tls.key" -}}
+{{- $named := list -}}
+{{- with $tls.existingSecret -}}
+{{- $named = append $named (list "tls.existingSecret" . (ternary $pair (append $pair "ca.crt") (ne $tls.clientSecret ""))) -}}
+{{- end -}}
+{{- with $tls.clientCASecret -}}
+{{- $named = append $named (list "tls.clientCASecret" . (list $tls.clientCAKey)) -}}
+{{- end -}}
+{{- with $tls.clientSecret -}}
+{{- $named = append $named (list "tls.clientSecret" . (ternary (prepend $pair "ca.crt") (list "ca.crt") (ne $tls.clientCASecret ""))) -}}
+{{- end -}}
+{{- with .Values.batch.tokenSecret.name -}}
+{{- $named = append $named (list "batch.tokenSecret.name" . (list (default "token" $.Values.batch.tokenSecret.key))) -}}
+{{- end -}}
 {{- range .Values.secretFiles -}}
-{{- $named = append $named (list (printf "secretFiles[%s].secretName" .name) .secretName) -}}
+{{- $named = append $named (list (printf "secretFiles[%s].secretName" .name) .secretName list) -}}
 {{- end -}}
 {{- range .Values.imagePullSecrets -}}
-{{- $named = append $named (list "imagePullSecrets" .name) -}}
+{{- $named = append $named (list "imagePullSecrets" .name list) -}}
 {{- end -}}
-{{- $asked := false -}}
-{{- range $named -}}{{- if index . 1 -}}{{- $asked = true -}}{{- end -}}{{- end -}}
-{{- if and .Values.checkSecrets $asked (lookup "v1" "Secret" .Release.Namespace "") -}}
+{{- $ending := "or set checkSecrets to false where another tool makes it later" -}}
+{{- if and .Values.checkSecrets $named (lookup "v1" "Secret" .Release.Namespace "") -}}
 {{- range $named -}}
-{{- if and (index . 1) (not (lookup "v1" "Secret" $.Release.Namespace (index . 1))) -}}
-{{- $problems = append $problems (printf "%s is %q, which is no Secret in namespace %s; make it first, or set checkSecrets to false where another tool makes it later" (index . 0) (index . 1) $.Release.Namespace) -}}
+{{- $setting := index . 0 -}}
+{{- $name := index . 1 -}}
+{{- $secret := lookup "v1" "Secret" $.Release.Namespace $name -}}
+{{- if not $secret -}}
+{{- $problems = append $problems (printf "%s is %q, which is no Secret in namespace %s; make it first, %s" $setting $name $.Release.Namespace $ending) -}}
+{{- else -}}
+{{- range index . 2 -}}
+{{- if not (hasKey (default dict $secret.data) .) -}}
+{{- $problems = append $problems (printf "%s is %q, a Secret in namespace %s without the key %s; add the key, %s" $setting $name $.Release.Namespace . $ending) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
