@@ -53,6 +53,7 @@ class FaultyBackend:
     """The reference, behind faults. Jobs are evaluated when they are finished."""
 
     name = "faulty"
+    kernel = ""
     inline_bytes = 0
 
     def __init__(self, faults: Faults) -> None:

@@ -13,6 +13,7 @@ class MadeBackend(ABC):
     """Evaluates at once, off the event loop, and keeps no memory."""
 
     name = "made"
+    kernel = ""
     inline_bytes = 0
     depth = 1
 

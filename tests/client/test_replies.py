@@ -102,6 +102,13 @@ def test_a_stream_that_makes_no_sense_is_the_servers_fault(messages: list[bytes]
         read(reply, messages)
 
 
+def test_a_result_tells_its_server_and_one_of_an_older_server_tells_none() -> None:
+    told = read(EvaluationReply(asked(())), [end(server=bytes(range(16)))])
+    assert told.server == "0001020304050607-08090a0b0c0d0e0f"
+    assert read(EvaluationReply(asked(())), [end()]).server is None
+    assert server_info(v1.GetInfoResponse()).identity is None
+
+
 def test_what_only_a_newer_server_knows_does_not_break_its_description() -> None:
     message = v1.GetInfoResponse.FromString(
         # Fields 7 and 9, packed: DATA_TYPE_FLOAT32 and 99; OUTPUT_LOSS and 99.

@@ -123,6 +123,10 @@ def test_info_is_that_of_a_server(server: InProcessServer) -> None:
     info = GetInfoResponse.FromString(server.get_info(GetInfoRequest().SerializeToString()))
     assert info.version == importlib.metadata.version("losswire-server")
     assert info.limits.evaluation_bytes > 0
+    result = EvaluateResponse.FromString(server.evaluate(REQUEST)).result
+    frame = EvaluateStreamRequest(request=EvaluateRequest.FromString(REQUEST)).SerializeToString()
+    [streamed] = map(EvaluateStreamResponse.FromString, server.evaluate_stream([frame]))
+    assert {result.server, streamed.result.server} == {info.identity}
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,18 +11,20 @@ import torch
 from made_requests import begin, evaluate_ready, evaluate_whole, request_of, tensor_bytes
 
 from losswire.v1 import (
+    CrossEntropyResult,
     DataType,
     EvaluateResponse,
     EvaluateStreamResponse,
     Output,
     OutputChunk,
     Reduction,
+    Timings,
 )
 from losswire_server import replies
 from losswire_server.evaluation import Evaluation, Totals
 from losswire_server.losses.job import Positions
 from losswire_server.plan import output_name
-from losswire_server.replies import MIN_CHUNK_BYTES, OutputFrames, StageSeconds
+from losswire_server.replies import MIN_CHUNK_BYTES, OutputFrames, Replies, StageSeconds
 from losswire_server.validation import check_request
 
 OUTPUTS = [value for value in Output.values() if value]
@@ -49,7 +52,7 @@ def test_a_response_carries_the_result_and_each_output_in_the_shape_of_its_targe
 ) -> None:
     evaluation = finished(shape, dtype)
     totals = evaluation.totals()
-    result = EvaluateResponse.FromString(replies.response(evaluation, totals, SECONDS)).result
+    result = EvaluateResponse.FromString(Replies().response(evaluation, totals, SECONDS)).result
     np.testing.assert_equal(
         [result.loss, result.loss_sum, result.weight_sum, result.counted, result.ignored],
         [totals.loss, totals.loss_sum, totals.weight_sum, totals.counted, totals.ignored],
@@ -68,7 +71,7 @@ def test_the_size_of_the_outputs_is_known_before_they_are_computed(dtype: torch.
     logits, labels = torch.zeros(7, 3, dtype=dtype), torch.zeros(7, dtype=torch.int64)
     request = request_of(logits, labels, outputs=OUTPUTS[1:], reduction=Reduction.REDUCTION_NONE)
     evaluation = evaluate_whole(request)
-    result = EvaluateResponse.FromString(replies.response(evaluation, evaluation.totals(), SECONDS)).result
+    result = EvaluateResponse.FromString(Replies().response(evaluation, evaluation.totals(), SECONDS)).result
     sent = sum(len(output.values.data) for output in result.outputs)
     assert len(result.outputs) == len(OUTPUTS)
     assert replies.output_bytes(check_request(request)) == sent
@@ -76,7 +79,7 @@ def test_the_size_of_the_outputs_is_known_before_they_are_computed(dtype: torch.
 
 def test_a_loss_that_was_not_reduced_is_absent_and_a_loss_of_zero_is_not() -> None:
     for loss in (None, 0.0):
-        frame = EvaluateStreamResponse.FromString(replies.result_frame(Totals(loss, 1.5, 2.0, 3, 4), SECONDS))
+        frame = EvaluateStreamResponse.FromString(Replies().result_frame(Totals(loss, 1.5, 2.0, 3, 4), SECONDS))
         assert frame.WhichOneof("frame") == "result"
         assert frame.result.HasField("loss") is (loss is not None)
         assert (frame.result.loss_sum, frame.result.counted, frame.result.ignored) == (1.5, 3, 4)
@@ -145,3 +148,30 @@ def test_a_frame_is_what_generated_code_would_write() -> None:
     [frame] = OutputFrames(evaluation).ready(at_end=True)
     chunk = OutputChunk(output=Output.OUTPUT_TOPK, dtype=DataType.DATA_TYPE_UINT8, position=0, data=bytes([1, 0, 1]))
     assert frame == EvaluateStreamResponse(output=chunk).SerializeToString()
+
+
+IDENTITY = bytes(range(16))
+TOTALS = Totals(0.5, 1.5, 3.0, 3, 400)
+
+
+def result_of(totals: Totals, **fields: Any) -> CrossEntropyResult:
+    sums = {name: getattr(totals, name) for name in ("loss", "loss_sum", "weight_sum", "counted", "ignored")}
+    return CrossEntropyResult(**sums, timings=Timings(receive_s=0.5, queue_s=0.25, compute_s=0.125), **fields)
+
+
+def test_a_result_is_what_generated_code_would_write() -> None:
+    expected = result_of(TOTALS, server=IDENTITY)
+    made = Replies(IDENTITY)
+    assert made.result_frame(TOTALS, SECONDS) == EvaluateStreamResponse(result=expected).SerializeToString()
+    assert made.short_response(TOTALS, SECONDS) == EvaluateResponse(result=expected).SerializeToString()
+    nameless = EvaluateResponse(result=result_of(TOTALS)).SerializeToString()
+    assert Replies().short_response(TOTALS, SECONDS) == nameless
+
+
+def test_a_result_with_outputs_is_what_generated_code_would_write() -> None:
+    evaluation = finished()
+    reply = Replies(IDENTITY).response(evaluation, TOTALS, SECONDS)
+    outputs = EvaluateResponse.FromString(reply).result.outputs
+    assert len(outputs) == len(OUTPUTS)
+    expected = result_of(TOTALS, outputs=outputs, server=IDENTITY)
+    assert reply == EvaluateResponse(result=expected).SerializeToString()

@@ -16,7 +16,7 @@ from losswire_server.summary import Addresses, announce
 
 def summary(capsys: pytest.CaptureFixture[str], *flags: str, address: str = "127.0.0.1:1") -> str:
     config = load_config(flags)
-    info = server_info(config, torch.device("cpu"), "reference", config.processes)
+    info = server_info(config, torch.device("cpu"), "reference", processes=config.processes)
     announce(config, info, Addresses(address, "127.0.0.1:2", "127.0.0.1:3"))
     return capsys.readouterr().out
 

@@ -47,6 +47,9 @@ class ServerInfo:
         index_dtypes: Element types accepted for class indices.
         outputs: Outputs that requests may ask for, such as "entropy".
         limits: What the server refuses to exceed.
+        kernel: Compiled code that evaluates, such as "avx512 4f1c2a9be07d"; empty where it is unknown.
+        identity: What results carry as `server`. Servers with the same one give the same bits. The part before "-"
+            stands for version, PyTorch and backend, the other for device and kernel. None if the server does not tell.
     """
 
     version: str
@@ -61,6 +64,8 @@ class ServerInfo:
     index_dtypes: tuple[str, ...]
     outputs: tuple[str, ...]
     limits: Limits
+    kernel: str = ""
+    identity: str | None = None
 
 
 def server_info(message: GetInfoResponse) -> ServerInfo:
@@ -87,4 +92,15 @@ def server_info(message: GetInfoResponse) -> ServerInfo:
             body_timeout_s=limits.body_timeout_s,
             stored_bytes=limits.stored_bytes,
         ),
+        kernel=message.kernel,
+        identity=identity_text(message.identity),
     )
+
+
+def identity_text(identity: bytes) -> str | None:
+    """The identity of a server in hexadecimal, its two parts apart; None where there is none.
+
+    >>> identity_text(bytes(range(16)))
+    '0001020304050607-08090a0b0c0d0e0f'
+    """
+    return identity.hex("-", 8) if identity else None

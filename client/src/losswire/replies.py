@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError, Message
 
 from losswire.errors import InternalError
 from losswire.evaluation import Evaluation
+from losswire.info import identity_text
 from losswire.options import OUTPUTS
 from losswire.results import CrossEntropyResult, Timings
 from losswire.tensors import numpy_array, numpy_dtype
@@ -162,6 +163,7 @@ def _result(message: ResultMessage, arrays: _Arrays, evaluation: Evaluation) -> 
         counted=message.counted,
         ignored=message.ignored,
         outputs={name: arrays[OUTPUTS[name]] for name in options.outputs} if options.outputs else {},
+        server=identity_text(message.server),
         timings=Timings(timings.receive_s, timings.queue_s, timings.compute_s),
         reduction=options.reduction,
         empty_mean=options.empty_mean,

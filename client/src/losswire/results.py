@@ -49,6 +49,8 @@ class CrossEntropyResult:
         ignored: Number of positions that are ignored.
         outputs: The per-position outputs that were asked for, by name, in the shape of class-index targets.
         timings: Where the server spent its time.
+        server: Identity of the server that evaluated, as `ServerInfo.identity`; None if it does not tell, and for
+            merged results of unlike servers, whose last bits depend on which of them evaluated what.
         reduction: "none", "mean" or "sum".
         empty_mean: What a mean over no position is: "nan", "zero" or "error".
     """
@@ -60,6 +62,7 @@ class CrossEntropyResult:
     ignored: int
     outputs: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     timings: Timings = field(default_factory=Timings)
+    server: str | None = None
     reduction: str = "mean"
     empty_mean: str = "nan"
 
@@ -82,6 +85,7 @@ def merge(results: Iterable[CrossEntropyResult]) -> CrossEntropyResult:
     Sums are correctly rounded sums of the parts' float64 sums, so the order of the parts does not change a bit. Losses
     of `reduction="none"` and per-position outputs are joined along the first axis in the order given; those of `(C)`
     logits, which have no axis, become one entry each. Timings are summed.
+    The server is told where it was the same one for all.
 
     Args:
         results: Results with the same `reduction`, `empty_mean` and outputs. Of no results at all the mean is NaN and
@@ -110,6 +114,7 @@ def merge(results: Iterable[CrossEntropyResult]) -> CrossEntropyResult:
         ignored=sum(part.ignored for part in parts),
         outputs={name: _join([part.outputs[name] for part in parts]) for name in names},
         timings=_summed_timings([part.timings for part in parts]),
+        server=parts[0].server if len({part.server for part in parts}) == 1 else None,
         reduction=reduction,
         empty_mean=empty_mean,
     )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from typing import Final
+
 import torch
 
 import losswire_server
@@ -13,15 +17,28 @@ from losswire_server.device import device_memory, device_name
 from losswire_server.losses.job import OUTPUTS
 from losswire_server.plan import output_number
 
+_HALF_BYTES: Final = 8
 
-def server_info(config: Config, device: torch.device, backend: str, processes: int = 1) -> GetInfoResponse:
-    """Describe a server with this configuration, device and backend, of so many processes on its port."""
-    return GetInfoResponse(
+
+def server_info(
+    config: Config, device: torch.device, backend: str, kernel: str = "", processes: int = 1
+) -> GetInfoResponse:
+    """Describe a server with this configuration, device and backend, of so many processes on its port.
+
+    Args:
+        config: Its settings.
+        device: Where it evaluates.
+        backend: Name of the backend.
+        kernel: The backend's compiled code; see `Backend.kernel`.
+        processes: Processes on its port.
+    """
+    info = GetInfoResponse(
         version=losswire_server.__version__,
         torch_version=torch.__version__,
         device=str(device),
         device_name=device_name(device),
         backend=backend,
+        kernel=kernel,
         threads=torch.get_num_threads(),
         floating_dtypes=FLOATING,
         index_dtypes=INDICES,
@@ -37,3 +54,14 @@ def server_info(config: Config, device: torch.device, backend: str, processes: i
         processes=processes,
         device_memory_bytes=device_memory(device)[1],
     )
+    info.identity = identity(info)
+    return info
+
+
+def identity(info: GetInfoResponse) -> bytes:
+    """16 bytes that differ between servers whose results may: 8 for the program, and 8 for what it runs on."""
+    return _digest(info.version, info.torch_version, info.backend) + _digest(info.device, info.device_name, info.kernel)
+
+
+def _digest(*parts: str) -> bytes:
+    return hashlib.sha256(json.dumps(parts).encode()).digest()[:_HALF_BYTES]

@@ -45,7 +45,8 @@ class InProcessServer:
         self._backend = open_backend(self._config.backend, device)
         self._weights = WeightStore(self._config.max_stored_bytes)
         self._runs = RunCounters(self._config.runs, self._config.max_runs)
-        self._info = server_info(self._config, device, self._backend.name)
+        self._info = server_info(self._config, device, self._backend.name, self._backend.kernel)
+        self._replies = replies.Replies(self._info.identity)
         # A backend is called by one thread at a time.
         self._turn = threading.Lock()
         self._device_failure: Exception | None = None
@@ -55,7 +56,7 @@ class InProcessServer:
         whole = check_whole(self._admitted(decode_request(memoryview(request))))
         evaluation, seconds = WholeEvaluation(whole, self._weights), replies.StageSeconds()
         self._evaluate_ready(evaluation, seconds)
-        return replies.response(evaluation, evaluation.totals(), seconds)
+        return self._replies.response(evaluation, evaluation.totals(), seconds)
 
     def evaluate_stream(self, frames: Iterable[bytes]) -> Iterator[bytes]:
         """The `EvaluateStreamResponse`s for `EvaluateStreamRequest`s, each as soon as it is ready."""
@@ -77,7 +78,7 @@ class InProcessServer:
                 yield from outputs.ready()
             evaluation.check_complete()
         yield from outputs.ready(at_end=True)
-        yield replies.result_frame(evaluation.totals(), seconds)
+        yield self._replies.result_frame(evaluation.totals(), seconds)
 
     def _admitted(self, request: Request) -> Request:
         self._runs.check(request.run)

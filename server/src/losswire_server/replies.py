@@ -78,24 +78,43 @@ def output_bytes(plan: Plan) -> int:
     return plan.positions * sum(_INTEGER_BYTES.get(name, floating) for name in plan.outputs)
 
 
-def response(evaluation: Evaluation, totals: Totals, seconds: StageSeconds) -> bytes:
-    """The `EvaluateResponse` for a finished evaluation, with its outputs."""
-    shape = evaluation.plan.positions_shape
-    outputs = (_output_tensor(name, np.concatenate(values), shape) for name, values in evaluation.outputs.items())
-    message = CrossEntropyResult(outputs=outputs).SerializeToString() if evaluation.outputs else b""
-    return short_response(totals, seconds, message)
+class Replies:
+    """Makes the replies of one server.
 
+    Args:
+        identity: What every result carries as `server`; see `losswire_server.info.identity`.
+    """
 
-def short_response(totals: Totals, seconds: StageSeconds, outputs: bytes = b"") -> bytes:
-    """The `EvaluateResponse` for a result and the encoded outputs."""
-    result = _result(totals, seconds) + outputs
-    return field_head(EvaluateResponse.RESULT_FIELD_NUMBER, len(result)) + result
+    def __init__(self, identity: bytes = b"") -> None:
+        self._server = field_head(CrossEntropyResult.SERVER_FIELD_NUMBER, len(identity)) + identity if identity else b""
 
+    def response(self, evaluation: Evaluation, totals: Totals, seconds: StageSeconds) -> bytes:
+        """The `EvaluateResponse` for a finished evaluation, with its outputs."""
+        shape = evaluation.plan.positions_shape
+        outputs = (_output_tensor(name, np.concatenate(values), shape) for name, values in evaluation.outputs.items())
+        message = CrossEntropyResult(outputs=outputs).SerializeToString() if evaluation.outputs else b""
+        return self.short_response(totals, seconds, message)
 
-def result_frame(totals: Totals, seconds: StageSeconds) -> bytes:
-    """The `EvaluateStreamResponse` that ends an evaluation."""
-    result = _result(totals, seconds)
-    return field_head(EvaluateStreamResponse.RESULT_FIELD_NUMBER, len(result)) + result
+    def short_response(self, totals: Totals, seconds: StageSeconds, outputs: bytes = b"") -> bytes:
+        """The `EvaluateResponse` for a result and the encoded outputs."""
+        result = self._result(totals, seconds, outputs)
+        return field_head(EvaluateResponse.RESULT_FIELD_NUMBER, len(result)) + result
+
+    def result_frame(self, totals: Totals, seconds: StageSeconds) -> bytes:
+        """The `EvaluateStreamResponse` that ends an evaluation."""
+        result = self._result(totals, seconds)
+        return field_head(EvaluateStreamResponse.RESULT_FIELD_NUMBER, len(result)) + result
+
+    def _result(self, totals: Totals, seconds: StageSeconds, outputs: bytes = b"") -> bytes:
+        """A `CrossEntropyResult`. By hand: half of a small reply's cost is protobuf's objects."""
+        loss = b"" if totals.loss is None else _LOSS.pack(_LOSS_KEY, totals.loss)
+        sums = _SUMS.pack(_LOSS_SUM_KEY, totals.loss_sum, _WEIGHT_SUM_KEY, totals.weight_sum)
+        counts = _COUNTED_KEY + encode_varint(totals.counted) + _IGNORED_KEY + encode_varint(totals.ignored)
+        timings = _TIMINGS.pack(
+            *(_TIMINGS_KEY, _TIMINGS.size - 2),
+            *(_RECEIVE_KEY, seconds.receive, _QUEUE_KEY, seconds.queue, _COMPUTE_KEY, seconds.compute),
+        )
+        return b"".join((loss, sums, counts, outputs, timings, self._server))
 
 
 class OutputFrames:
@@ -123,18 +142,6 @@ class OutputFrames:
             part = values[start : start + step]
             yield _output_chunk(name, part, self._sent[name])
             self._sent[name] += len(part)
-
-
-def _result(totals: Totals, seconds: StageSeconds) -> bytes:
-    """A `CrossEntropyResult` without outputs. By hand: half of a small reply's cost is protobuf's objects."""
-    loss = b"" if totals.loss is None else _LOSS.pack(_LOSS_KEY, totals.loss)
-    sums = _SUMS.pack(_LOSS_SUM_KEY, totals.loss_sum, _WEIGHT_SUM_KEY, totals.weight_sum)
-    counts = _COUNTED_KEY + encode_varint(totals.counted) + _IGNORED_KEY + encode_varint(totals.ignored)
-    timings = _TIMINGS.pack(
-        *(_TIMINGS_KEY, _TIMINGS.size - 2),
-        *(_RECEIVE_KEY, seconds.receive, _QUEUE_KEY, seconds.queue, _COMPUTE_KEY, seconds.compute),
-    )
-    return b"".join((loss, sums, counts, timings))
 
 
 def _output_tensor(name: str, values: np.ndarray, shape: tuple[int, ...]) -> OutputTensor:

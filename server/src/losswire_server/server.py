@@ -81,7 +81,7 @@ class Server:
         self._device = open_device(config.device)
         self._backend = backend = open_backend(config.backend, self._device)
         self.config = config
-        self.info = server_info(config, self._device, backend.name, config.processes)
+        self.info = server_info(config, self._device, backend.name, backend.kernel, config.processes)
         # When each series began is of no use to anyone here, and doubles the page.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = prometheus_client.CollectorRegistry()

@@ -48,6 +48,7 @@ class Servicer:
 
     def __init__(self, lobby: Lobby, engine: Engine, weights: WeightStore, info: GetInfoResponse) -> None:
         self._lobby, self._engine, self._weights, self._info = lobby, engine, weights, info
+        self._replies = replies.Replies(info.identity)
         # Apart, for what is a request in the one may be another thing in the other.
         self._known, self._known_frames = KnownRequests(engine.in_place), KnownRequests(engine.in_place)
 
@@ -74,7 +75,7 @@ class Servicer:
         message = await call.receive() or b""
         kind = self._known.find(message)
         if kind is not None and (result := self._evaluate_in_place(call, kind, message)) is not None:
-            reply = replies.short_response(*result)
+            reply = self._replies.short_response(*result)
             self._observe(call, "message", kind.plan, *result)
             return reply
         if kind is not None:
@@ -84,7 +85,7 @@ class Servicer:
         self._check_reply_fits(request.plan)
         run = Run(call, self._engine, WholeEvaluation(request, self._weights))
         totals = await self._finish(run)
-        reply = replies.response(run.evaluation, totals, run.seconds)
+        reply = self._replies.response(run.evaluation, totals, run.seconds)
         run.observe("message", totals)
         return reply
 
@@ -130,7 +131,7 @@ class Servicer:
         if kind is not None and (result := self._evaluate_in_place(call, kind, message)) is not None:
             # Before the reply: a caller that has it may end the stream, and with it this, at once.
             self._observe(call, "session", kind.plan, *result)
-            await call.send(replies.result_frame(*result))
+            await call.send(self._replies.result_frame(*result))
             return
         if (evaluation := self._begin(kind, message)) is None:
             return
@@ -140,7 +141,7 @@ class Servicer:
             run.submit_ready()
             await self._receive_tensors(run, evaluation, outputs)
         totals = await self._finish(run)
-        for reply in (*outputs.ready(at_end=True), replies.result_frame(totals, run.seconds)):
+        for reply in (*outputs.ready(at_end=True), self._replies.result_frame(totals, run.seconds)):
             await call.send(reply)
         run.observe("stream" if isinstance(evaluation, FramedEvaluation) else "session", totals)
 

@@ -25,6 +25,7 @@ from typer.testing import Result
 
 import losswire as losswire_package
 from losswire.scoring import manifest as manifests
+from losswire.scoring import runner
 from losswire.scoring.folder import Folder
 from losswire.scoring.lock import locked
 from losswire.scoring.manifest import Share
@@ -619,3 +620,15 @@ def test_a_signal_ends_a_run_that_waits_and_leaves_nothing_half_written(
     process.communicate(timeout=30)
     assert process.returncode == status
     assert not [name for name in job.results("late") if ".tmp-" in name]
+
+
+def test_a_server_that_tells_no_identity_is_asked_for_what_it_is(
+    losswire: Losswire, shards: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (losswire_package.info, losswire_package.replies):
+        monkeypatch.setattr(module, "identity_text", lambda identity: None)
+    assert losswire("score", "data", "--out", "out").exit_code == 0
+    assert json.loads(Path("out", "manifest.json").read_text())["server"]["identity"] == ""
+    # As if it had become another one meanwhile, which is seen at the end.
+    monkeypatch.setattr(runner, "server_identity", lambda *_: manifests.server_identity(*_) | {"version": "99.0"})
+    assert "its version is '99.0', and was '" in error_of(losswire("score", "data", "--out", "late"), 4)

@@ -153,7 +153,8 @@ def _report(
     values |= {name: getattr(result, name) for name in ("reduction", "loss_sum", "weight_sum", "counted", "ignored")}
     summaries = {name: _summary(array) for name, array in arrays.items()}
     if as_json:
-        print_json({**values, "timings": asdict(result.timings), "outputs": summaries, "warnings": mistakes})
+        timings = asdict(result.timings)
+        print_json({**values, "timings": timings, "server": result.server, "outputs": summaries, "warnings": mistakes})
         return
     timings = {name.removesuffix("_s"): f"{seconds * 1e3:.3f} ms" for name, seconds in asdict(result.timings).items()}
     out.print(two_columns("Cross-entropy", {**values, **timings}))

@@ -17,6 +17,7 @@ from losswire.scoring.row_file import ROWS_FOLDER, shard_number
 
 MANIFEST_NAME: Final = "manifest.json"
 _FORMAT: Final = "losswire-score-1"
+_ANY: Final = "any"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class Manifest:
     Attributes:
         inputs: The shards, sorted by name.
         options: What is asked of every row.
-        server: What decides the bits of a result on the other side: version, backend, device, PyTorch.
+        server: What decides the bits of a result on the other side, as `server_identity` tells it.
         versions: What decides the bytes of a file on this side.
         skip: Whether rows without a finite loss are left out of the sums; else they stop the run.
     """
@@ -118,6 +119,11 @@ class Manifest:
     server: Mapping[str, str]
     versions: Mapping[str, str] = field(default_factory=_default_versions)
     skip: bool = False
+
+    @property
+    def any_device(self) -> bool:
+        """Whether servers on different devices may take part."""
+        return self.server["device"] == _ANY
 
     @property
     def digest(self) -> str:
@@ -171,9 +177,19 @@ def server_identity(info: ServerInfo, any_device: bool) -> dict[str, str]:
         info: What the server says about itself.
         any_device: Whether servers on other devices may take part, whose results may differ in the last bits.
     """
-    identity = {"version": info.version, "torch_version": info.torch_version, "backend": info.backend}
-    device = "any" if any_device else f"{info.device} {info.device_name}".strip()
-    return identity | {"device": device}
+    program = {"version": info.version, "torch_version": info.torch_version, "backend": info.backend}
+    device = f"{info.device} {info.device_name}".strip()
+    runs_on = dict.fromkeys(("device", "kernel"), _ANY) if any_device else {"device": device, "kernel": info.kernel}
+    return program | runs_on | {"identity": comparable(info.identity, any_device)}
+
+
+def comparable(identity: str | None, any_device: bool) -> str:
+    """What of the identity that a server tells is the same for all that may take part; empty if it tells none.
+
+    >>> comparable("0f3c-9b1d", any_device=True)
+    '0f3c'
+    """
+    return (identity or "").partition("-")[0] if any_device else identity or ""
 
 
 def keep(folder: Folder, manifest: Manifest, share: Share) -> Manifest:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, Final, Protocol
@@ -15,11 +15,11 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from losswire.client import Client
-from losswire.errors import InvalidArgumentError, TooLargeError
+from losswire.errors import InvalidArgumentError, LosswireError, TooLargeError
 from losswire.results import CrossEntropyResult
 from losswire.scoring.errors import RefusedError, ShardError
 from losswire.scoring.folder import Folder
-from losswire.scoring.manifest import Manifest, server_identity
+from losswire.scoring.manifest import Manifest, comparable, server_identity
 from losswire.scoring.prefetch import prefetched
 from losswire.scoring.reading import Event, PartRead, ShardFailed, ShardRead, events
 from losswire.scoring.row_file import RowWriter, ShardRecord, row_file_name, skip_file_name, write_skip
@@ -32,6 +32,9 @@ _PARTS_AHEAD: Final = 2
 _ALWAYS: Final = ("loss", "argmax", "max_probability")
 # Refusals that are about one shard. Others, of the options, would be repeated for each.
 _SHARD_FIELDS: Final = ("logits", "target", "")
+# How often replicas are asked, and for how long, to find the one whose results do not go together with the others'.
+_LOOKS: Final = 8
+_LOOK_S: Final = 2.0
 
 
 class Watcher(Protocol):
@@ -107,7 +110,7 @@ class Runner:
         self._watcher = watcher
         self._given_up: set[int] = set()
         self._open: _OpenShard | None = None
-        self._retries_checked = client.retries
+        self._retries_asked = client.retries
         weight = manifest.options.weight
         self._weight = None if weight is None else np.array(weight)
 
@@ -133,7 +136,7 @@ class Runner:
                         self._settle(under_way.popleft())
                 while under_way:
                     self._settle(under_way.popleft())
-            self._require_same_server()
+            self._ask_server()
         finally:
             if self._open is not None:
                 self._open.abandon()
@@ -209,6 +212,7 @@ class Runner:
 
     def _take(self, event: PartRead, result: CrossEntropyResult, sent: _Sent) -> None:
         name = self._manifest.inputs[event.number].name
+        self._require_alike(result, name, event.part.first_row)
         if self._open is None:
             self._open = _OpenShard(self._rows, event.number, name, self._tally(event.number))
         target = event.part.target
@@ -251,9 +255,9 @@ class Runner:
         name = self._manifest.inputs[event.number].name
         shard = self._open or _OpenShard(self._rows, event.number, name, self._tally(event.number))
         self._open = shard
-        if self._client.retries != self._retries_checked:
+        if self._client.retries != self._retries_asked:
             # A server that went away may have come back as another one.
-            self._require_same_server()
+            self._ask_server()
         record = ShardRecord(
             manifest=self._manifest.digest,
             number=event.number,
@@ -270,16 +274,45 @@ class Runner:
         self._rows.remove(skip_file_name(event.number, name))
         self._watcher.shard_committed(record)
 
-    def _require_same_server(self) -> None:
-        self._retries_checked = self._client.retries
+    def _require_alike(self, result: CrossEntropyResult, shard: str, first_row: int) -> None:
+        """Refuses rows from a replica whose results do not go together with those before them."""
+        manifest = self._manifest
+        found = comparable(result.server, manifest.any_device)
+        if found == manifest.server["identity"]:
+            return
+        cause = (
+            f"evaluated by another server than the run began with: {self._difference(found)}; wait until all servers "
+            "are alike, or give another --out to begin with these"
+        )
+        if manifest.skip:
+            raise ShardError(shard, cause, first_row)
+        raise RefusedError(f"{shard} row {first_row} was {cause}")
+
+    def _difference(self, identity: str) -> str:
+        """In which way the server with this identity differs, if it is among the next ones to answer."""
         before = self._manifest.server
-        now = server_identity(self._client.info(), before["device"] == "any")
-        for name, value in before.items():
-            if now[name] != value:
-                raise RefusedError(
-                    f"the server's {name} was {value!r} and is {now[name]!r} now: results would not go together; "
-                    "score with the same server, or give another --out"
-                )
+        with suppress(LosswireError):
+            for _ in range(_LOOKS):
+                now = server_identity(self._client.info(timeout_s=_LOOK_S), self._manifest.any_device)
+                if now["identity"] == identity:
+                    return next(_changes(before, now))
+        return f"its identity is {identity or 'not told'}, and was {before['identity'] or 'not told'}"
+
+    def _ask_server(self) -> None:
+        """Compares a server whose results do not tell where they come from."""
+        self._retries_asked = self._client.retries
+        before = self._manifest.server
+        if before["identity"]:
+            return
+        for change in _changes(before, server_identity(self._client.info(), self._manifest.any_device)):
+            raise RefusedError(
+                f"the server is not the one that the run began with: {change}; score with the same server, or give "
+                "another --out"
+            )
+
+
+def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    return (f"its {name} is {now[name]!r}, and was {value!r}" for name, value in before.items() if now[name] != value)
 
 
 class _OpenShard:

@@ -136,7 +136,7 @@ class EvaluateStreamResponse(_message.Message):
     def __init__(self, output: _Optional[_Union[OutputChunk, _Mapping]] = ..., result: _Optional[_Union[CrossEntropyResult, _Mapping]] = ...) -> None: ...
 
 class CrossEntropyResult(_message.Message):
-    __slots__ = ("loss", "loss_sum", "weight_sum", "counted", "ignored", "outputs", "timings")
+    __slots__ = ("loss", "loss_sum", "weight_sum", "counted", "ignored", "outputs", "timings", "server")
     LOSS_FIELD_NUMBER: _ClassVar[int]
     LOSS_SUM_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_SUM_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +144,7 @@ class CrossEntropyResult(_message.Message):
     IGNORED_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    SERVER_FIELD_NUMBER: _ClassVar[int]
     loss: float
     loss_sum: float
     weight_sum: float
@@ -151,7 +152,8 @@ class CrossEntropyResult(_message.Message):
     ignored: int
     outputs: _containers.RepeatedCompositeFieldContainer[OutputTensor]
     timings: Timings
-    def __init__(self, loss: _Optional[float] = ..., loss_sum: _Optional[float] = ..., weight_sum: _Optional[float] = ..., counted: _Optional[int] = ..., ignored: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[OutputTensor, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    server: bytes
+    def __init__(self, loss: _Optional[float] = ..., loss_sum: _Optional[float] = ..., weight_sum: _Optional[float] = ..., counted: _Optional[int] = ..., ignored: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[OutputTensor, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., server: _Optional[bytes] = ...) -> None: ...
 
 class OutputTensor(_message.Message):
     __slots__ = ("output", "values")
@@ -200,7 +202,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("version", "torch_version", "device", "device_name", "backend", "threads", "floating_dtypes", "index_dtypes", "outputs", "limits", "processes", "device_memory_bytes")
+    __slots__ = ("version", "torch_version", "device", "device_name", "backend", "threads", "floating_dtypes", "index_dtypes", "outputs", "limits", "processes", "device_memory_bytes", "kernel", "identity")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TORCH_VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +215,8 @@ class GetInfoResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
     DEVICE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KERNEL_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     version: str
     torch_version: str
     device: str
@@ -225,7 +229,9 @@ class GetInfoResponse(_message.Message):
     limits: Limits
     processes: int
     device_memory_bytes: int
-    def __init__(self, version: _Optional[str] = ..., torch_version: _Optional[str] = ..., device: _Optional[str] = ..., device_name: _Optional[str] = ..., backend: _Optional[str] = ..., threads: _Optional[int] = ..., floating_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., index_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., outputs: _Optional[_Iterable[_Union[Output, str]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., processes: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ...) -> None: ...
+    kernel: str
+    identity: bytes
+    def __init__(self, version: _Optional[str] = ..., torch_version: _Optional[str] = ..., device: _Optional[str] = ..., device_name: _Optional[str] = ..., backend: _Optional[str] = ..., threads: _Optional[int] = ..., floating_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., index_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., outputs: _Optional[_Iterable[_Union[Output, str]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., processes: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., kernel: _Optional[str] = ..., identity: _Optional[bytes] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("message_bytes", "evaluation_bytes", "inflight_bytes", "waiting_calls", "body_timeout_s", "stored_bytes")

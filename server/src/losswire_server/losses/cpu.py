@@ -8,6 +8,7 @@ threads run.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import struct
 from collections.abc import Sequence
 from functools import cache
@@ -83,6 +84,8 @@ class Cpu:
         if not available or instruction_set not in (None, *available):
             raise BackendMissingError(_why_missing(instruction_set, available))
         self.instruction_set = instruction_set or available[0]
+        # Another compiler may round otherwise, so that the instruction set alone does not name the kernel.
+        self.kernel = f"{self.instruction_set} {_digest(self.instruction_set)}"
         self.inline_bytes = _INLINE_BYTES[self.instruction_set]
         self._evaluate = _load(self.instruction_set).losswire_evaluate
         # Descriptions to be used again: a list, so that a thread that comes second finds it empty and makes its own.
@@ -294,6 +297,11 @@ def _why_missing(instruction_set: str | None, available: Sequence[str]) -> str:
 
 def _path(instruction_set: str) -> Path:
     return _FOLDER / f"{instruction_set}.so"
+
+
+@cache
+def _digest(instruction_set: str) -> str:
+    return hashlib.sha256(_path(instruction_set).read_bytes()).hexdigest()[:12]
 
 
 @cache

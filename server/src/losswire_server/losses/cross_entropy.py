@@ -44,6 +44,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def kernel(self) -> str:
+        """The compiled code that evaluates, so named that what has the same name gives the same bits on one device."""
+        ...
+
+    @property
     def inline_bytes(self) -> int:
         """Size of the jobs that any thread may have evaluated at any time, and that are done sooner than handed over.
 

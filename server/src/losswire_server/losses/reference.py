@@ -35,6 +35,8 @@ class Reference:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        # Which of PyTorch's own kernels run depends on the processor, and on the environment.
+        self.kernel = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
 
     def in_place(self, layout: Layout) -> None:
         """There is no such way."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import torch
+import triton
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -45,6 +46,7 @@ class Gpu:
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
+        self.kernel = f"triton {triton.__version__}"
         self._staging = Staging(streams)
         # By the tensor, so that all jobs of an evaluation share a copy; forgotten together with the tensor.
         self._factors: dict[torch.dtype, WeakIdKeyDictionary] = {
