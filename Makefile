@@ -31,11 +31,11 @@ SHELL_FILES := .ci/run $(wildcard deploy/*/*.sh tests/e2e/*/*.sh)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install proto check fix test test-ray test-gpu e2e image chart lock demo serve bench bench-kernels bench-peers bench-full bench-gpu clean
+.PHONY: help install proto check fix test test-reliability test-ray test-gpu e2e image chart lock demo serve bench bench-kernels bench-peers bench-full bench-gpu clean
 .PHONY: check-python check-types check-proto check-generated check-chart check-shell fresh
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) $(HELMS) ## Make .venv: both packages, editable, and what checks them
 
@@ -53,6 +53,9 @@ fix: $(INSTALLED) proto chart ## Repair what the checks find, where a tool can
 
 test: $(INSTALLED) $(HELMS) ## Run the tests; ARGS='-k stream' passes options to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+test-reliability: $(INSTALLED) ## Run the reliability tests whole, and write their figures to build/reliability.jsonl
+	$(BIN)/python -m pytest tests/reliability -m '' $(ARGS)
 
 test-ray: $(RAY) ## Run the tests that need Ray, which this installs: 300 MB
 	$(BIN)/python -m pytest tests/client/test_ray.py $(ARGS)

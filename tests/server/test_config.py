@@ -294,6 +294,15 @@ def test_info_describes_what_the_server_accepts() -> None:
     assert output_number("entropy") in info.outputs
 
 
+def test_info_tells_every_limit() -> None:
+    flags = ["--max-wait-s=2.5", "--idle-timeout-s=7", "--default-deadline-s=8", "--max-connection-age-s=9"]
+    limits = server_info(load_config(flags), torch.device("cpu"), "reference").limits
+    assert {field.name for field, _ in limits.ListFields()} == set(limits.DESCRIPTOR.fields_by_name)
+    times = (limits.wait_s, limits.idle_timeout_s, limits.default_deadline_s, limits.connection_age_s)
+    assert times == (2.5, 7, 8, 9)
+    assert limits.message_bytes + limits.surrounding_bytes == MESSAGE_BYTES
+
+
 @pytest.mark.parametrize("names", ["two words", "fine,other"])
 def test_a_listed_run_has_a_name_that_requests_may_give(names: str) -> None:
     [line] = refused(f"--runs={names}")

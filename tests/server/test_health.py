@@ -8,9 +8,11 @@ import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
+from raw_http2 import Http2, headers_of
 
 from losswire.v1 import GetInfoRequest, GetInfoResponse, LossServiceStub
 from losswire_server.health import LIVENESS, SERVICE, HealthServer
+from losswire_server.limits import HEALTH_STREAMS
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 INFO = GetInfoResponse(version="1.2.3", device="cpu")
@@ -80,11 +82,11 @@ def test_a_watcher_is_told_of_every_change(health: HealthServer, channel: grpc.C
 
 
 def test_watchers_do_not_use_up_the_threads_that_answer_probes(health: HealthServer, channel: grpc.Channel) -> None:
-    watchers = [HealthStub(channel).Watch(HealthCheckRequest(), timeout=TIMEOUT_S) for _ in range(20)]
-    assert [next(watch).status for watch in watchers] == [NOT_SERVING] * 20
+    watchers = [HealthStub(channel).Watch(HealthCheckRequest(), timeout=TIMEOUT_S) for _ in range(HEALTH_STREAMS - 1)]
+    assert {next(watch).status for watch in watchers} == {NOT_SERVING}
     assert check(channel) == NOT_SERVING
     health.set_ready(True)
-    assert [next(watch).status for watch in watchers] == [SERVING] * 20
+    assert {next(watch).status for watch in watchers} == {SERVING}
 
 
 def test_info_is_answered_beside_the_probes_once_it_is_known(health: HealthServer, channel: grpc.Channel) -> None:
@@ -120,3 +122,16 @@ def test_a_server_that_stopped_answers_no_probe(health: HealthServer, channel: g
     with pytest.raises(grpc.RpcError) as caught:
         check(channel)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_calls_that_never_send_their_request_keep_no_probe_waiting(health: HealthServer) -> None:
+    stalled = [Http2(f"127.0.0.1:{health.port}") for _ in range(16)]
+    for connection in stalled:
+        for _ in range(HEALTH_STREAMS):
+            connection.begin(headers_of("/grpc.health.v1.Health/Check"))
+
+    with grpc.insecure_channel(f"127.0.0.1:{health.port}") as channel:
+        assert check(channel) == NOT_SERVING
+
+    for connection in stalled:
+        connection.socket.close()

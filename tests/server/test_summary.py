@@ -27,6 +27,8 @@ def test_the_summary_tells_addresses_device_backend_and_limits(capsys: pytest.Ca
         assert fact in text
     for limit in ("4 MiB", "128 MiB", "512 MiB", "1024", "12.5 s", "600 s", torch.__version__):
         assert limit in text
+    for limit in ("16 axes", "1 s for room", "300 s between", "4096 of 64 calls", "8192 bytes in a call"):
+        assert limit in text
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,15 @@ class Limits:
         waiting_calls: Calls that may wait for a share of `inflight_bytes`.
         body_timeout_s: Seconds without a frame after which a call is ended.
         stored_bytes: Bytes of class weights kept for later requests.
+        wait_s: Seconds that a call waits for a share of `inflight_bytes` before it is refused.
+        idle_timeout_s: Seconds that a stream may idle between two evaluations.
+        default_deadline_s: Seconds for one evaluation whose caller set no deadline.
+        axes: Axes of one tensor.
+        surrounding_bytes: Bytes of a message around its tensors.
+        metadata_bytes: Bytes of the metadata of a call, names and values, and 32 for each.
+        connection_calls: Calls at once on one connection; a client that begins more waits.
+        connections: Connections at once.
+        connection_age_s: Seconds, give or take 10 %, after which the server asks a client to connect anew.
     """
 
     message_bytes: int
@@ -28,6 +37,15 @@ class Limits:
     waiting_calls: int
     body_timeout_s: float
     stored_bytes: int
+    wait_s: float
+    idle_timeout_s: float
+    default_deadline_s: float
+    axes: int
+    surrounding_bytes: int
+    metadata_bytes: int
+    connection_calls: int
+    connections: int
+    connection_age_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +109,15 @@ def server_info(message: GetInfoResponse) -> ServerInfo:
             waiting_calls=limits.waiting_calls,
             body_timeout_s=limits.body_timeout_s,
             stored_bytes=limits.stored_bytes,
+            wait_s=limits.wait_s,
+            idle_timeout_s=limits.idle_timeout_s,
+            default_deadline_s=limits.default_deadline_s,
+            axes=limits.axes,
+            surrounding_bytes=limits.surrounding_bytes,
+            metadata_bytes=limits.metadata_bytes,
+            connection_calls=limits.connection_calls,
+            connections=limits.connections,
+            connection_age_s=limits.connection_age_s,
         ),
         kernel=message.kernel,
         identity=identity_text(message.identity),

@@ -1,8 +1,8 @@
 """`losswire-server`: settings to a running server, and its exit code.
 
-Exit codes: 0 after a drain; 1 when the server cannot start, or one of its processes dies again and again; 2 when a
-setting is refused; 70 when its device is lost, and another process may get it to work again; 130 when interrupted while
-it starts. docs/operations.md says what to do.
+Exit codes: 0 after a drain; 1 when the server cannot start, also for a library that is too old, or when one of its
+processes dies again and again; 2 when a setting is refused; 70 when its device is lost, and another process may get it
+to work again; 130 when interrupted while it starts. docs/operations.md says what to do.
 """
 
 from __future__ import annotations
@@ -36,6 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    from losswire_server.versions import VersionError, check_versions
+
+    # Before anything is imported that would not even load.
+    try:
+        check_versions()
+    except VersionError as error:
+        return _refuse(error, 1)
     from losswire_server.config import ConfigError, load_config
     from losswire_server.logs import configure_logs
 

@@ -1,7 +1,8 @@
 """Liveness, readiness and info on a port of their own, off the data path's event loop.
 
 A probe that shares a server with the work it judges fails when there is much of it, and the orchestrator then restarts
-what was merely busy. So probes have their own gRPC server and threads.
+what was merely busy. So probes have their own gRPC server and threads, and as many as there can be calls: a call that
+never sends its request holds a thread, and four of them once kept every probe waiting.
 """
 
 from __future__ import annotations
@@ -15,20 +16,12 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from losswire.v1 import GetInfoRequest, GetInfoResponse, loss_service_pb2
+from losswire_server.limits import HEALTH_OPTIONS, HEALTH_THREADS
 
 SERVICE: Final = loss_service_pb2.DESCRIPTOR.services_by_name["LossService"].full_name
 
 LIVENESS: Final = "liveness"
 """Name under which a server is SERVING from its start to its end, also while it drains: for probes that restart it."""
-
-_THREADS: Final = 4
-_OPTIONS: Final = (
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", 4096),
-    ("grpc.max_metadata_size", 8192),
-    ("grpc.absolute_max_metadata_size", 8192),
-    ("grpc.max_concurrent_streams", 64),
-)
 
 
 class HealthServer:
@@ -42,11 +35,11 @@ class HealthServer:
     """
 
     def __init__(self, address: str) -> None:
-        threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="losswire-health")
+        threads = ThreadPoolExecutor(HEALTH_THREADS, thread_name_prefix="losswire-health")
         self._info: GetInfoResponse | None = None
         self._ready: bool | None = None
         self._health = health.HealthServicer(experimental_non_blocking=True, experimental_thread_pool=threads)
-        self._server = grpc.server(threads, options=_OPTIONS)
+        self._server = grpc.server(threads, options=HEALTH_OPTIONS)
         add_HealthServicer_to_server(self._health, self._server)
         self._server.add_generic_rpc_handlers((self._info_handler(),))
         self.port = self._server.add_insecure_port(address)

@@ -10,12 +10,14 @@ import torch
 
 import losswire_server
 from losswire.v1 import GetInfoResponse, Limits
-from losswire.v1.framing import MESSAGE_PAYLOAD_BYTES
+from losswire.v1.framing import MESSAGE_BYTES, MESSAGE_PAYLOAD_BYTES
 from losswire.v1.tensor_format import FLOATING, INDICES
 from losswire_server.config import Config
 from losswire_server.device import device_memory, device_name
+from losswire_server.limits import MAX_CONNECTIONS, MAX_METADATA_BYTES, MAX_STREAMS
 from losswire_server.losses.job import OUTPUTS
 from losswire_server.plan import output_number
+from losswire_server.validation import MAX_AXES
 
 _HALF_BYTES: Final = 8
 
@@ -50,6 +52,15 @@ def server_info(
             waiting_calls=config.max_waiting_calls,
             body_timeout_s=config.body_timeout_s,
             stored_bytes=config.max_stored_bytes,
+            wait_s=config.max_wait_s,
+            idle_timeout_s=config.idle_timeout_s,
+            default_deadline_s=config.default_deadline_s,
+            axes=MAX_AXES,
+            surrounding_bytes=MESSAGE_BYTES - MESSAGE_PAYLOAD_BYTES,
+            metadata_bytes=MAX_METADATA_BYTES,
+            connection_calls=MAX_STREAMS,
+            connections=MAX_CONNECTIONS,
+            connection_age_s=config.max_connection_age_s,
         ),
         processes=processes,
         device_memory_bytes=device_memory(device)[1],

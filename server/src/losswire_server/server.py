@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Final
 
 import grpc
 import prometheus_client
@@ -13,7 +12,6 @@ import structlog
 import torch
 from grpc_reflection.v1alpha import reflection
 
-from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.admission import ByteBudget
 from losswire_server.call import Lobby
 from losswire_server.config import Config
@@ -23,6 +21,7 @@ from losswire_server.engine import Engine
 from losswire_server.expected import parse_shapes
 from losswire_server.health import SERVICE
 from losswire_server.info import server_info
+from losswire_server.limits import SERVICE_OPTIONS
 from losswire_server.loop_delay import LoopDelay
 from losswire_server.losses.cross_entropy import open_backend
 from losswire_server.losses.warm_up import ALWAYS, warm_up
@@ -33,28 +32,6 @@ from losswire_server.servicer import Servicer
 from losswire_server.tls import certificate_expiries, server_credentials
 from losswire_server.tracing import open_tracing
 from losswire_server.weights import WeightStore
-
-_OPTIONS: Final = (
-    ("grpc.max_receive_message_length", MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MESSAGE_BYTES),
-    # Bounds what a flood of streams that are opened and reset can cost.
-    ("grpc.max_concurrent_streams", 64),
-    # Beyond its default of 1,000 calls that no handler has taken yet, gRPC cancels some at random. Ours refuse better.
-    ("grpc.server.max_pending_requests", 1_000_000),
-    ("grpc.server.max_pending_requests_hard_limit", 1_000_000),
-    ("grpc.max_allowed_incoming_connections", 4096),
-    # Unread messages then wait in 64 KiB a stream, not in megabytes.
-    ("grpc.http2.bdp_probe", 0),
-    # One limit, not a soft and a hard one between which gRPC refuses at random.
-    ("grpc.max_metadata_size", 8192),
-    ("grpc.absolute_max_metadata_size", 8192),
-    ("grpc.server_handshake_timeout_ms", 8000),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.max_connection_idle_ms", 300_000),
-    ("grpc.max_connection_age_grace_ms", 60_000),
-)
 
 _log = structlog.get_logger()
 
@@ -173,7 +150,7 @@ class Server:
             # Clients then find new replicas, and an expired certificate does not work for ever.
             ("grpc.max_connection_age_ms", int(self.config.max_connection_age_s * 1000)),
         )
-        server = grpc.aio.server(options=(*_OPTIONS, *own))
+        server = grpc.aio.server(options=(*SERVICE_OPTIONS, *own))
         servicer = Servicer(self._lobby, self._engine, self._weights, self.info)
         server.add_generic_rpc_handlers((servicer.handler(),))
         if self.config.reflection:

@@ -48,10 +48,13 @@ def print_summary(config: Config, info: GetInfoResponse, addresses: Addresses) -
         "processes": f"{info.processes}, each with the limits below",
         "device": f"{info.device} ({_device(info)})",
         "backend": f"{info.backend}, PyTorch {info.torch_version}",
-        "one message": f"{_mib(limits.message_bytes)} of tensors; more streams",
+        "one message": f"{_mib(limits.message_bytes)} of tensors of up to {limits.axes} axes; more streams",
         "one evaluation": f"{_mib(limits.evaluation_bytes)} held at once",
         "all evaluations": f"{_mib(limits.inflight_bytes)} held at once, then {limits.waiting_calls} more calls wait",
-        "timeouts": f"{limits.body_timeout_s:g} s without a frame; {config.default_deadline_s:g} s by default",
+        "timeouts": f"{limits.body_timeout_s:g} s without a frame; {limits.default_deadline_s:g} s by default",
+        "waiting": f"{limits.wait_s:g} s for room, {limits.idle_timeout_s:g} s between two evaluations",
+        "connections": f"{limits.connections} of {limits.connection_calls} calls, for {limits.connection_age_s:g} s",
+        "metadata": f"{limits.metadata_bytes} bytes in a call",
     }
     if info.processes == 1:
         del rows["processes"]

@@ -45,9 +45,14 @@ def _limits(limits: Limits) -> dict[str, object]:
         "one message": _mebibytes(limits.message_bytes),
         "held for one evaluation": _mebibytes(limits.evaluation_bytes),
         "held for all evaluations": _mebibytes(limits.inflight_bytes),
-        "calls that may wait": limits.waiting_calls,
+        "calls that may wait": f"{limits.waiting_calls}, each {limits.wait_s:g} s",
         "wait for a frame": f"{limits.body_timeout_s:g} s",
+        "wait for an evaluation": f"{limits.idle_timeout_s:g} s",
+        "deadline if none is set": f"{limits.default_deadline_s:g} s",
         "class weights kept": _mebibytes(limits.stored_bytes),
+        "axes of a tensor": limits.axes,
+        "bytes around tensors": f"{limits.surrounding_bytes} in a message, {limits.metadata_bytes} of metadata",
+        "connections": f"{limits.connections} of {limits.connection_calls} calls, for {limits.connection_age_s:g} s",
     }
 
 

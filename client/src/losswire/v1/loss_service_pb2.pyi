@@ -234,17 +234,35 @@ class GetInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., torch_version: _Optional[str] = ..., device: _Optional[str] = ..., device_name: _Optional[str] = ..., backend: _Optional[str] = ..., threads: _Optional[int] = ..., floating_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., index_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., outputs: _Optional[_Iterable[_Union[Output, str]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., processes: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., kernel: _Optional[str] = ..., identity: _Optional[bytes] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("message_bytes", "evaluation_bytes", "inflight_bytes", "waiting_calls", "body_timeout_s", "stored_bytes")
+    __slots__ = ("message_bytes", "evaluation_bytes", "inflight_bytes", "waiting_calls", "body_timeout_s", "stored_bytes", "wait_s", "idle_timeout_s", "default_deadline_s", "axes", "surrounding_bytes", "metadata_bytes", "connection_calls", "connections", "connection_age_s")
     MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_BYTES_FIELD_NUMBER: _ClassVar[int]
     INFLIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
     WAITING_CALLS_FIELD_NUMBER: _ClassVar[int]
     BODY_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     STORED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    IDLE_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    AXES_FIELD_NUMBER: _ClassVar[int]
+    SURROUNDING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    METADATA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CONNECTION_CALLS_FIELD_NUMBER: _ClassVar[int]
+    CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
+    CONNECTION_AGE_S_FIELD_NUMBER: _ClassVar[int]
     message_bytes: int
     evaluation_bytes: int
     inflight_bytes: int
     waiting_calls: int
     body_timeout_s: float
     stored_bytes: int
-    def __init__(self, message_bytes: _Optional[int] = ..., evaluation_bytes: _Optional[int] = ..., inflight_bytes: _Optional[int] = ..., waiting_calls: _Optional[int] = ..., body_timeout_s: _Optional[float] = ..., stored_bytes: _Optional[int] = ...) -> None: ...
+    wait_s: float
+    idle_timeout_s: float
+    default_deadline_s: float
+    axes: int
+    surrounding_bytes: int
+    metadata_bytes: int
+    connection_calls: int
+    connections: int
+    connection_age_s: float
+    def __init__(self, message_bytes: _Optional[int] = ..., evaluation_bytes: _Optional[int] = ..., inflight_bytes: _Optional[int] = ..., waiting_calls: _Optional[int] = ..., body_timeout_s: _Optional[float] = ..., stored_bytes: _Optional[int] = ..., wait_s: _Optional[float] = ..., idle_timeout_s: _Optional[float] = ..., default_deadline_s: _Optional[float] = ..., axes: _Optional[int] = ..., surrounding_bytes: _Optional[int] = ..., metadata_bytes: _Optional[int] = ..., connection_calls: _Optional[int] = ..., connections: _Optional[int] = ..., connection_age_s: _Optional[float] = ...) -> None: ...

@@ -1,0 +1,64 @@
+"""What the reliability tests share: `figure`, which keeps what a test measured.
+
+The folders are those of docs/reliability.md: `input` (untrusted input), `supply`, and so on. What takes more than a few
+seconds is marked `full` and run by `make test-reliability`; helpers are modules in tests/, as everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FIGURES = Path(__file__).parents[2] / "build/reliability.jsonl"
+"""Where figures are added, one JSON object a line: test, figure, tier, by, seconds, cores, machine, at."""
+
+Figure = Callable[[str, str], None]
+
+_figures = pytest.StashKey[list[dict[str, Any]]]()
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Figure:
+    """Keeps what a test measured, to be called once the test knows that it holds.
+
+        figure("F1", "20,000 on the wire: 0 wrong statuses")
+
+    The first argument is the test's name in docs/reliability.md, the second a sentence or less. It is printed when all
+    tests are done, and added to `FIGURES`.
+    """
+    began_at = time.monotonic()
+    known = request.config.stash.setdefault(_figures, [])
+
+    def keep(test: str, text: str) -> None:
+        entry = {
+            "test": test,
+            "figure": text,
+            "tier": "full" if request.node.get_closest_marker("full") else "quick",
+            "by": request.node.nodeid,
+            "seconds": round(time.monotonic() - began_at, 1),
+            "cores": len(os.sched_getaffinity(0)),
+            "machine": platform.machine(),
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        known.append(entry)
+        FIGURES.parent.mkdir(exist_ok=True)
+        with FIGURES.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    return keep
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the figures of this run."""
+    if entries := config.stash.get(_figures, []):
+        terminalreporter.section("figures")
+        for entry in entries:
+            terminalreporter.write_line(f"{entry['test']:4} {entry['figure']}  [{entry['seconds']} s, {entry['by']}]")
