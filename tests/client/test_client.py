@@ -334,7 +334,21 @@ def test_info_describes_the_server(fake_server: FakeServer, connect: Any) -> Non
         index_dtypes=[v1.DataType.DATA_TYPE_INT64],
         outputs=[v1.Output.OUTPUT_LOSS, v1.Output.OUTPUT_TOP1],
         limits=v1.Limits(
-            message_bytes=1, evaluation_bytes=2, inflight_bytes=3, waiting_calls=4, body_timeout_s=5.0, stored_bytes=6
+            message_bytes=1,
+            evaluation_bytes=2,
+            inflight_bytes=3,
+            waiting_calls=4,
+            body_timeout_s=5.0,
+            stored_bytes=6,
+            wait_s=7.0,
+            idle_timeout_s=8.0,
+            default_deadline_s=9.0,
+            axes=10,
+            surrounding_bytes=11,
+            metadata_bytes=12,
+            connection_calls=13,
+            connections=14,
+            connection_age_s=15.0,
         ),
     )
     fake_server.then(reply(described.SerializeToString()))
@@ -351,7 +365,21 @@ def test_info_describes_the_server(fake_server: FakeServer, connect: Any) -> Non
         index_dtypes=("int64",),
         outputs=("loss", "top1"),
         limits=losswire.Limits(
-            message_bytes=1, evaluation_bytes=2, inflight_bytes=3, waiting_calls=4, body_timeout_s=5.0, stored_bytes=6
+            message_bytes=1,
+            evaluation_bytes=2,
+            inflight_bytes=3,
+            waiting_calls=4,
+            body_timeout_s=5.0,
+            stored_bytes=6,
+            wait_s=7.0,
+            idle_timeout_s=8.0,
+            default_deadline_s=9.0,
+            axes=10,
+            surrounding_bytes=11,
+            metadata_bytes=12,
+            connection_calls=13,
+            connections=14,
+            connection_age_s=15.0,
         ),
     )
 

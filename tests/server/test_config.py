@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from losswire import v1
 from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.config import MAX_BYTES, MIB, Config, ConfigError, load_config
 from losswire_server.info import server_info
@@ -297,9 +298,10 @@ def test_info_describes_what_the_server_accepts() -> None:
 def test_info_tells_every_limit() -> None:
     flags = ["--max-wait-s=2.5", "--idle-timeout-s=7", "--default-deadline-s=8", "--max-connection-age-s=9"]
     limits = server_info(load_config(flags), torch.device("cpu"), "reference").limits
-    assert {field.name for field, _ in limits.ListFields()} == set(limits.DESCRIPTOR.fields_by_name)
+    told = {field.name for field, _ in limits.ListFields()}
+    assert told == set(v1.Limits.DESCRIPTOR.fields_by_name)
     times = (limits.wait_s, limits.idle_timeout_s, limits.default_deadline_s, limits.connection_age_s)
-    assert times == (2.5, 7, 8, 9)
+    assert times == (2.5, 7.0, 8.0, 9.0)
     assert limits.message_bytes + limits.surrounding_bytes == MESSAGE_BYTES
 
 
