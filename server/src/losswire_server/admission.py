@@ -1,97 +1,194 @@
-"""Who may come in: a budget of bytes, reserved before a call is read and returned when the last of its work is done."""
+"""Who may come in: a budget of bytes, reserved before a call is read and returned when the last of its work is done.
+
+Tenants that want more than there is get it by weight (`fair_queue`), and none more than its largest share.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
+from weakref import WeakValueDictionary
 
+from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.errors import OverloadedError, TooLargeError
+from losswire_server.fair_queue import FairQueue
+from losswire_server.tenants import EVERYONE, Tenant
 
 MIN_RETRY_AFTER_S: Final = 0.1
 """Least delay that a refused call is told: a retry at once would be refused as well."""
 
 
+class Share:
+    """What one tenant holds of a budget.
+
+    Attributes:
+        limit_bytes: Most that it may hold: its `max_share`, and never less than one message takes.
+    """
+
+    __slots__ = ("__weakref__", "limit_bytes", "tenant", "used_bytes")
+
+    def __init__(self, tenant: Tenant, capacity_bytes: int) -> None:
+        self.tenant = tenant
+        self.limit_bytes = min(capacity_bytes, max(int(capacity_bytes * tenant.max_share), MESSAGE_BYTES))
+        self.used_bytes = 0
+
+    @property
+    def level(self) -> float:
+        """What it holds, by weight."""
+        return self.used_bytes / self.tenant.weight
+
+
 class ByteBudget:
     """Bytes that all calls together may hold in memory. Belongs to one event loop.
 
-    A call that does not fit waits its turn, first come first served, but not for long and not among too many: a queue
-    without bound serves nobody once it is longer than its callers' patience.
+    A call that does not fit waits its turn, but not for long and not among too many: a queue without bound serves
+    nobody once it is longer than its callers' patience. Tenants take turns by weight in bytes, and each tenant's calls
+    are first come first served. Where too many wait, the newest of the tenant with the longest line is refused.
+
+    Attributes:
+        make_room: Called when a call has to wait.
     """
 
     def __init__(self, capacity_bytes: int, max_waiting: int, max_wait_s: float) -> None:
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
+        self.make_room: Callable[[], None] = lambda: None
         self._max_waiting = max_waiting
         self._max_wait_s = max_wait_s
-        # Whose turn it will be, and how many bytes it takes, in order of arrival.
-        self._waiting: OrderedDict[asyncio.Future[None], int] = OrderedDict()
+        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
+        self._everyone = Share(EVERYONE, capacity_bytes)
+        # Those of tenants that have calls.
+        self._shares: WeakValueDictionary[Tenant, Share] = WeakValueDictionary()
 
     @property
     def waiting(self) -> int:
         """Calls that wait for their bytes."""
         return len(self._waiting)
 
-    def _try_take(self, byte_count: int) -> bool:
+    @property
+    def lacking_bytes(self) -> int:
+        """Bytes that must come free for all calls that wait; <= 0 where only their tenants' shares are full."""
+        return int(self._waiting.cost) - (self.capacity_bytes - self.used_bytes)
+
+    def share_of(self, tenant: Tenant) -> Share:
+        """What a tenant holds."""
+        if tenant is EVERYONE:
+            return self._everyone
+        share = self._shares.get(tenant)
+        if share is None:
+            share = self._shares[tenant] = Share(tenant, self.capacity_bytes)
+        return share
+
+    def is_wanted(self, share: Share) -> bool:
+        """Whether someone waits who may have bytes of this share: its own tenant, or one that holds less by weight."""
+        for tenant in self._waiting.tenants():
+            other = self.share_of(tenant)
+            if other is share or (other.level <= share.level and other.used_bytes < other.limit_bytes):
+                return True
+        return False
+
+    def _try_take(self, share: Share, byte_count: int) -> bool:
         """Take bytes, or give some back where `byte_count` is negative, if nobody has to wait for that; whether so."""
-        if byte_count > 0 and (self._waiting or self.used_bytes + byte_count > self.capacity_bytes):
+        if byte_count > 0 and (
+            len(self._waiting)
+            or self.used_bytes + byte_count > self.capacity_bytes
+            or share.used_bytes + byte_count > share.limit_bytes
+        ):
             return False
         self.used_bytes += byte_count
-        if self._waiting:
+        share.used_bytes += byte_count
+        if len(self._waiting):
             self._admit_waiting()
         return True
 
-    async def _take(self, byte_count: int) -> None:
+    async def _take(self, share: Share, byte_count: int) -> None:
+        tenant = share.tenant
+        if self._waiting.count_of(tenant) >= max(self._max_waiting * tenant.max_share, min(self._max_waiting, 1)):
+            raise self._refusal()
         if len(self._waiting) >= self._max_waiting:
-            raise OverloadedError(retry_after_s=max(self._max_wait_s, MIN_RETRY_AFTER_S))
-        await self._wait(byte_count)
+            self._push_out(tenant)
+        await self._wait(share, byte_count)
 
-    async def _wait(self, byte_count: int) -> None:
+    def _push_out(self, newcomer: Tenant) -> None:
+        """Refuse a call of the tenant with the longest line: the newcomer, if it is its own."""
+        longest = self._waiting.last_of_longest()
+        if longest is None:
+            raise self._refusal()
+        tenant, turn = longest
+        count, newcomers = self._waiting.count_of(tenant), self._waiting.count_of(newcomer) + 1
+        if tenant == newcomer or newcomers / newcomer.weight >= count / tenant.weight:
+            raise self._refusal()
+        self._waiting.discard(tenant, turn)
+        if not turn.done():
+            turn.set_exception(self._refusal())
+
+    async def _wait(self, share: Share, byte_count: int) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[turn] = byte_count
+        self._waiting.push(share.tenant, turn, byte_count)
+        self._admit_waiting()
+        if turn.done():
+            return
+        self.make_room()
         try:
             async with asyncio.timeout(self._max_wait_s):
                 await turn
         except TimeoutError:
             if turn.cancelled():
-                raise OverloadedError(retry_after_s=max(self._max_wait_s, MIN_RETRY_AFTER_S)) from None
-            # Its turn came in the very step that ended the wait.
+                raise self._refusal() from None
+            turn.result()  # Its turn, or its refusal, came in the very step that ended the wait.
         except asyncio.CancelledError:
-            if not turn.cancelled():
-                self._try_take(-byte_count)
+            if not turn.cancelled() and turn.exception() is None:
+                self._try_take(share, -byte_count)
             raise
         finally:
-            self._waiting.pop(turn, None)
+            self._waiting.discard(share.tenant, turn)
             self._admit_waiting()
 
+    def _refusal(self) -> OverloadedError:
+        return OverloadedError(retry_after_s=max(self._max_wait_s, MIN_RETRY_AFTER_S))
+
     def _admit_waiting(self) -> None:
-        while self._waiting:
-            turn, byte_count = next(iter(self._waiting.items()))
-            if not turn.done():
-                if self.used_bytes + byte_count > self.capacity_bytes:
-                    return
-                self.used_bytes += byte_count
-                turn.set_result(None)
-            del self._waiting[turn]
+        while (found := self._waiting.next(self._fits_share)) is not None:
+            tenant, turn, byte_count = found
+            if turn.done():
+                self._waiting.discard(tenant, turn)
+                continue
+            if self.used_bytes + byte_count > self.capacity_bytes:
+                return
+            self.used_bytes += int(byte_count)
+            self.share_of(tenant).used_bytes += int(byte_count)
+            turn.set_result(None)
+            self._waiting.take(tenant, turn)
+
+    def _fits_share(self, tenant: Tenant, byte_count: float) -> bool:
+        share = self.share_of(tenant)
+        return share.used_bytes + byte_count <= share.limit_bytes
 
 
 class Reservation:
-    """A share of a `ByteBudget`, held by a call and by each piece of its work that is not done yet.
+    """A part of a `ByteBudget`, held by a call and by each piece of its work that is not done yet.
 
-    A call may end while the engine still reads its bytes (the caller left, the deadline passed), so the share goes back
+    A call may end while the engine still reads its bytes (the caller left, the deadline passed), so the part goes back
     to the budget only when the call and all its work have let go.
     """
 
-    __slots__ = ("_budget", "_holders", "byte_count")
+    __slots__ = ("_budget", "_holders", "byte_count", "share")
 
-    def __init__(self, budget: ByteBudget, byte_count: int) -> None:
+    def __init__(self, budget: ByteBudget, byte_count: int, tenant: Tenant = EVERYONE) -> None:
         self._budget = budget
         self._holders = 1
+        self.share = budget.share_of(tenant)
         self.byte_count = byte_count
+
+    def belong_to(self, tenant: Tenant) -> None:
+        """Count what is held, which is nothing as yet, to a tenant."""
+        assert not self.byte_count, "whose call it is is known before it holds anything"
+        self.share = self._budget.share_of(tenant)
 
     def try_resize(self, byte_count: int) -> bool:
         """Hold `byte_count` bytes from now on if that needs no waiting; whether so. Returning some needs none."""
-        if not self._budget._try_take(byte_count - self.byte_count):
+        if not self._budget._try_take(self.share, byte_count - self.byte_count):
             return False
         self.byte_count = byte_count
         return True
@@ -100,16 +197,19 @@ class Reservation:
         """Hold `byte_count` bytes from now on; returning some is immediate, taking more may wait or be refused.
 
         Raises:
-            TooLargeError: if they exceed the whole budget.
+            TooLargeError: if they exceed the whole budget, or the largest share of the tenant.
             OverloadedError: if too many calls wait already, or this one did for `max_wait_s`.
         """
         if self.try_resize(byte_count):
             return
-        capacity_bytes = self._budget.capacity_bytes
-        if byte_count > capacity_bytes:
+        limit_bytes = self.share.limit_bytes
+        if byte_count > limit_bytes:
             # Waiting would not help: what the call holds already is a part of them.
-            raise TooLargeError("the request", byte_count, capacity_bytes, "max_inflight_bytes is the server's limit")
-        await self._budget._take(byte_count - self.byte_count)
+            limit = "max_inflight_bytes is the server's limit"
+            if limit_bytes < self._budget.capacity_bytes:
+                limit = "max_share of max_inflight_bytes is the tenant's limit"
+            raise TooLargeError("the request", byte_count, limit_bytes, limit)
+        await self._budget._take(self.share, byte_count - self.byte_count)
         self.byte_count = byte_count
 
     def hold(self) -> None:
