@@ -6,7 +6,8 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -19,14 +20,15 @@ from structlog.testing import capture_logs
 
 from losswire_server import engine as engine_module
 from losswire_server.device_loss import DeviceLoss
-from losswire_server.engine import MAX_BATCH_BYTES, Engine
+from losswire_server.engine import MAX_BATCH_BYTES, MAX_BATCH_S, Engine
 from losswire_server.errors import DeadlinePassedError, DeviceLostError, InternalError, OutOfMemoryError
 from losswire_server.losses.cross_entropy import Backend
 from losswire_server.losses.job import Job, Parameters, PartialSample, Positions
-from losswire_server.losses.pending import Outcome, Pending
+from losswire_server.losses.pending import Finished, Outcome, Pending
 from losswire_server.losses.reference import Reference
 from losswire_server.metrics import Metrics
 from losswire_server.tasks import Caller, Task
+from losswire_server.tenants import Tenant
 
 IN_AN_HOUR_S = 3600.0
 WAIT_S = 30.0
@@ -136,7 +138,7 @@ def test_a_backend_that_gives_too_few_outcomes_fails_its_callers_and_not_the_eng
     with capture_logs() as logs:
         tasks = run_queued(Forgetful(), (make_job(), make_caller("a")), (make_job(), make_caller("b")))
     assert [type(task.outcome) for task in tasks] == [InternalError, InternalError]
-    assert "1 outcomes for 2 jobs" in str(logs[0]["exc_info"])
+    assert "0 outcomes for 1 jobs" in str(logs[0]["exc_info"])  # each was tried once more alone
 
 
 def test_the_engine_goes_on_though_its_log_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -683,3 +685,140 @@ async def test_a_small_job_may_lose_the_device_too() -> None:
     assert losing.engine.evaluate_inline(task)
     assert isinstance(task.outcome, DeviceLostError)
     assert losing.events == ["lost"]
+
+
+# Tenants, and what is queued.
+
+BUSY, QUIET, HEAVY = Tenant("busy"), Tenant("quiet"), Tenant("heavy", weight=3.0)
+
+
+def caller_of(tenant: Tenant) -> Caller:
+    return Caller(time.monotonic() + IN_AN_HOUR_S, tenant.name, tenant)
+
+
+def launched_labels(work: Sequence[tuple[Tenant, int]], elements: int) -> list[list[int]]:
+    """The labels of the jobs of each launch, where each tenant queues jobs with this label."""
+    backend = SpyBackend()
+    run_queued(backend, *((make_job(elements=elements, label=label), caller_of(tenant)) for tenant, label in work))
+    return [[int(job.target) for job in jobs] for jobs in backend.launches]
+
+
+def test_a_tenant_with_one_job_does_not_wait_behind_the_hundred_of_another() -> None:
+    launches = launched_labels([(BUSY, 0)] * 100 + [(QUIET, 1)], elements=MAX_BATCH_BYTES // 4)
+    assert [1] in launches[:2]
+
+
+def test_tenants_share_the_device_by_weight() -> None:
+    launches = launched_labels([(BUSY, 0)] * 40 + [(HEAVY, 1)] * 40, elements=MAX_BATCH_BYTES // 4)
+    assert sum(map(sum, launches[:40])) == pytest.approx(30, abs=1)
+
+
+def test_jobs_of_unlike_tenants_share_a_batch() -> None:
+    assert launched_labels([(BUSY, 0), (QUIET, 1), (HEAVY, 2), (BUSY, 3)], elements=4) == [[0, 1, 2, 3]]
+
+
+def test_a_job_with_outputs_costs_a_tenant_more_of_its_share() -> None:
+    plain, ranked = make_job(elements=1 << 20), make_job(elements=1 << 20, outputs=frozenset({"target_rank", "argmax"}))
+    costs = [Task(job, caller_of(BUSY), _never).cost for job in (plain, ranked)]
+    assert costs[1] / costs[0] == pytest.approx(3, rel=0.1)
+
+
+def test_what_is_queued_is_told_in_seconds_and_a_tenants_part_of_it_by_weight() -> None:
+    class Slow(SpyBackend):
+        def evaluate(self, jobs: Sequence[Job]) -> list[Outcome]:
+            time.sleep(0.02 * len(jobs))
+            return super().evaluate(jobs)
+
+    async def main() -> None:
+        delivered: asyncio.Queue[Task] = asyncio.Queue()
+        engine = Engine(Slow(), Metrics(CollectorRegistry()), asyncio.get_running_loop())
+        assert engine.backlog_s(BUSY) == 0.0
+        engine.start()
+        for _ in range(5):
+            engine.submit(Task(make_job(), caller_of(BUSY), delivered.put_nowait))
+            await delivered.get()
+        assert engine.backlog_s(BUSY) == 0.0
+        await asyncio.to_thread(engine.stop)
+        for _ in range(100):
+            engine.submit(Task(make_job(), caller_of(BUSY), delivered.put_nowait))
+        job_s = engine.backlog_s(BUSY) / 100
+        assert job_s >= 0.02
+        assert engine.backlog_s(QUIET) == 0.0  # the next turn is its own
+        engine.submit(Task(make_job(), caller_of(QUIET), delivered.put_nowait))
+        assert engine.backlog_s(QUIET) == pytest.approx(2 * job_s)
+        assert engine.backlog_s(HEAVY) == 0.0
+        assert engine.backlog_s(BUSY) == pytest.approx(101 * job_s)  # no more than there is in all
+
+    asyncio.run(main())
+
+
+def test_a_batch_takes_no_longer_than_others_should_wait_for_it() -> None:
+    class Slow(SpyBackend):
+        def evaluate(self, jobs: Sequence[Job]) -> list[Outcome]:
+            time.sleep(MAX_BATCH_S / 2 * len(jobs))
+            return super().evaluate(jobs)
+
+    backend = Slow()
+    run_queued(backend, *[(make_job(elements=MAX_BATCH_BYTES // 4 // 8), make_caller())] * 24)
+    first, *later = [len(jobs) for jobs in backend.launches]
+    # The first tells how long such jobs take; a sleep may take longer, never shorter.
+    assert first > 3
+    assert max(later) <= 3
+
+
+@pytest.mark.parametrize("where", ["begin", "finish"])
+@pytest.mark.parametrize("count", [2, 300])
+def test_one_job_at_which_the_backend_fails_as_a_whole_costs_its_neighbours_one_more_launch(
+    where: str, count: int
+) -> None:
+    reference = Reference(torch.device("cpu"))
+
+    class Poisoned(SpyBackend):
+        def begin(self, jobs: Sequence[Job]) -> Pending:
+            self.launches.append(list(jobs))
+            poisoned = any(job.target.item() == 1 for job in jobs)
+            if poisoned and where == "begin":
+                raise RuntimeError("poison")
+            return Failing() if poisoned else Finished(reference.evaluate(jobs))
+
+    class Failing:
+        stage_s: Mapping[str, float] = MappingProxyType({})
+
+        def finish(self) -> list[Outcome]:
+            raise RuntimeError("poison")
+
+    chance = torch.Generator().manual_seed(1)
+    jobs = [
+        Job(
+            Parameters(4, 1, target_is_probabilities=False), torch.randn(1, 4, 1, generator=chance), torch.tensor([[n]])
+        )
+        for n in [*[0] * (count - 1), 1]
+    ]
+    alone = [reference.evaluate([job])[0] for job in jobs]
+    backend = Poisoned()
+    with capture_logs():
+        tasks = run_queued(backend, *((job, make_caller(str(n))) for n, job in enumerate(jobs)))
+    launched = [job for launch in backend.launches for job in launch]
+    assert max(sum(other is job for other in launched) for job in jobs) == 2
+    for task, expected in zip(tasks[:-1], alone, strict=False):
+        assert isinstance(task.outcome, Positions)
+        assert isinstance(expected, Positions)
+        assert torch.equal(task.outcome.loss, expected.loss)
+    assert isinstance(tasks[-1].outcome, InternalError)
+
+
+def test_a_caller_whose_time_is_up_when_its_job_is_tried_again_harms_nobody() -> None:
+    callers = [make_caller("a"), make_caller("b")]
+
+    class FailsOnce(SpyBackend):
+        def evaluate(self, jobs: Sequence[Job]) -> list[Outcome]:
+            self.launches.append(list(jobs))
+            if len(jobs) > 1:
+                callers[0].deadline = 0.0
+                raise RuntimeError("once")
+            return [None]
+
+    backend = FailsOnce()
+    tasks = run_queued(backend, *((make_job(), caller) for caller in callers))
+    assert [type(task.outcome) for task in tasks] == [DeadlinePassedError, type(None)]
+    assert [len(jobs) for jobs in backend.launches] == [2, 1]

@@ -23,21 +23,29 @@ import structlog
 
 from losswire_server.device_loss import DeviceLoss
 from losswire_server.errors import DeadlinePassedError, DeviceLostError, InternalError, OutOfMemoryError
+from losswire_server.fair_queue import FairQueue
 from losswire_server.losses.cross_entropy import Backend
 from losswire_server.losses.faults import Fault, fault_of
 from losswire_server.losses.job import InPlace, Layout
 from losswire_server.losses.pending import Outcome
 from losswire_server.metrics import Metrics
+from losswire_server.pace import Pace
 from losswire_server.tasks import Batch, Task
+from losswire_server.tenants import Tenant
 from losswire_server.watchdog import Watchdog
 
 MAX_BATCH_BYTES: Final = 64 * 1024 * 1024
+MAX_BATCH_S: Final = 0.05
+"""How long a batch may take, as far as that is known: whoever comes next waits for it, and deadlines pass meanwhile."""
 
 _log = structlog.get_logger()
 
 
 class Engine:
     """Runs jobs in the order in which they are submitted, but for those that are too small to wait.
+
+    Where several tenants have jobs queued they take turns, by weight, in what the jobs cost. Who else is in a batch
+    changes no bit of a result.
 
     Args:
         backend: Evaluates lists of jobs. Only the engine's thread does so, except as `Backend.inline_bytes` allows.
@@ -57,10 +65,17 @@ class Engine:
     ) -> None:
         self._backend, self._metrics, self._loop = backend, metrics, loop
         self._on_device_lost = on_device_lost
+        # On the way to the thread, which sorts them into the other.
         self._queue: SimpleQueue[Task | None] = SimpleQueue()
+        self._waiting: FairQueue[Task] = FairQueue()
+        self._sorting = threading.Lock()
+        self._pace = Pace()
+        # Cost of what is submitted and not delivered; on the event loop.
+        self._owed: dict[Tenant, int] = {}
         # Begun and not finished, oldest first.
         self._begun: deque[Batch] = deque()
         self._stopping = self._lost = False
+        self._finished_at = 0.0
         self._losing = threading.Lock()
         self._watchdog_s = watchdog_s
         self._watchdog = Watchdog(watchdog_s, self._hung)
@@ -74,11 +89,25 @@ class Engine:
     def submit(self, task: Task) -> None:
         """Queue a task. Its `deliver` is called once, whatever happens."""
         task.queued_at = time.monotonic()
+        tenant = task.caller.tenant
+        self._owed[tenant] = self._owed.get(tenant, 0) + task.cost
         self._metrics.queue_depth.inc()
         self._metrics.queue_bytes.inc(task.byte_count)
         self._queue.put(task)
         if self._lost:
             self._loop.call_soon(self._fail_all)
+
+    def backlog_s(self, tenant: Tenant) -> float:
+        """Seconds until a job that a tenant submits now is begun, as far as can be told; on the event loop.
+
+        That is its own jobs' time, longer by the weight of the others that have jobs too; but no longer than all of
+        them take.
+        """
+        if not (owed := self._owed):
+            return 0.0
+        in_all = sum(owed.values())
+        weight = sum(each.weight for each in owed if each != tenant) + tenant.weight
+        return self._pace.seconds(min(in_all, owed.get(tenant, 0) * weight / tenant.weight))
 
     def in_place(self, layout: Layout) -> InPlace | None:
         """The backend's way to evaluate small jobs of a layout, on the event loop; None where it has none."""
@@ -113,7 +142,7 @@ class Engine:
         self._watchdog.stop()
 
     def _run(self) -> None:
-        while (self._begun or not self._stopping) and not self._lost:
+        while (self._begun or len(self._waiting) or not self._stopping) and not self._lost:
             if self._may_begin():
                 self._begin(self._take_batch())
             else:
@@ -128,23 +157,35 @@ class Engine:
             return True
         if self._begun[-1].refused:
             return False  # Its jobs come first, as parts of one sample must.
-        return len(self._begun) < self._backend.depth and not self._stopping and not self._queue.empty()
+        if len(self._begun) >= self._backend.depth or self._stopping:
+            return False
+        return len(self._waiting) > 0 or not self._queue.empty()
 
     def _take_batch(self) -> list[Task]:
-        """What is queued now, up to a limit of bytes: no task waits for others to come."""
+        """What is queued now, up to limits of bytes and time: no task waits for others to come."""
+        if not (self._waiting or self._begun):
+            self._sort(self._queue.get())
+        with contextlib.suppress(Empty):
+            while True:
+                self._sort(self._queue.get_nowait())
         batch: list[Task] = []
-        byte_count = 0
-        while byte_count < MAX_BATCH_BYTES:
-            try:
-                task = self._queue.get(block=not (batch or self._begun))
-            except Empty:
-                break
+        byte_count = cost = 0
+        while byte_count < MAX_BATCH_BYTES and (not batch or self._pace.seconds(cost) < MAX_BATCH_S):
+            with self._sorting:
+                task = self._waiting.pop()
             if task is None:
-                self._stopping = True
                 break
             batch.append(task)
             byte_count += task.byte_count
+            cost += task.cost
         return batch
+
+    def _sort(self, task: Task | None) -> None:
+        if task is None:
+            self._stopping = True
+            return
+        with self._sorting:
+            self._waiting.push(task.caller.tenant, task, task.cost)
 
     def _begin(self, tasks: Sequence[Task]) -> None:
         if not tasks:
@@ -169,9 +210,18 @@ class Engine:
             self._conclude(batch)
         except Exception:  # Such as a log that cannot be written. Without this thread every call would hang.
             _fail(batch)
+        self._measure(batch)
         if not self._lost:  # Else it is delivered from here, before those behind it.
             self._begun.popleft()
         self._soon(self._deliver, batch)
+
+    def _measure(self, batch: Batch) -> None:
+        now = time.monotonic()
+        if batch.due:
+            # From where the one before it was finished: two may be under way at once.
+            began_at = max(batch.started_at, self._finished_at)
+            self._pace.add(sum(task.cost for task in batch.due), now - began_at)
+        self._finished_at = now
 
     def _conclude(self, batch: Batch) -> None:
         """Note what became of the tasks of a batch."""
@@ -189,30 +239,40 @@ class Engine:
         self._metrics.ledger.note(self._metrics.batch_evaluated, len(due), byte_count, batch.stage_s)
 
     def _recovered(self, batch: Batch) -> list[Outcome]:
-        """What became of each job of a batch, with those that did not fit tried once more, each alone."""
+        """What became of each job of a batch, with those tried once more, each alone, that may do better so.
+
+        Those are what did not fit into the device's memory; and all jobs where the backend failed as a whole, so that
+        the failure is its cause's alone.
+        """
         outcomes = batch.finish()
         retried = [
             index
             for index, (task, outcome) in enumerate(zip(batch.due, outcomes, strict=True))
-            if _does_not_fit(outcome) and (batch.refused or task.job.partial is None)
+            if (_does_not_fit(outcome) or (batch.failed and len(batch.due) > 1 and not _is_lost(outcome)))
+            and (batch.refused or task.job.partial is None)
         ]
         if retried and threading.current_thread() is self._thread:
-            self._metrics.out_of_memory["split"].inc()
+            out_of_memory = any(_does_not_fit(outcomes[index]) for index in retried)
             for other in tuple(self._begun):
                 with self._watchdog:
                     other.finish()
-            with self._watchdog:
-                self._backend.release()
+            if out_of_memory:
+                self._metrics.out_of_memory["split"].inc()
+                with self._watchdog:
+                    self._backend.release()
             outcomes = list(outcomes)
             for index in retried:
                 alone = Batch([batch.due[index]])
                 with self._watchdog:
                     alone.begin(self._backend)
-                    [outcomes[index]] = alone.finish()
+                    # Its caller may have left meanwhile.
+                    [outcomes[index]] = alone.finish() or [DeadlinePassedError()]
+                if _is_lost(outcomes[index]):
+                    break
         return outcomes
 
     def _explain(self, task: Task, outcome: Outcome) -> Outcome:
-        if not isinstance(outcome, Exception):
+        if not isinstance(outcome, Exception) or isinstance(outcome, DeadlinePassedError):
             return outcome
         fault = fault_of(outcome)
         if fault is Fault.DEVICE_LOST:
@@ -252,6 +312,9 @@ class Engine:
         for batch in tuple(self._begun):
             self._deliver(batch)
         tasks: list[Task] = []
+        with self._sorting:
+            while (task := self._waiting.pop()) is not None:
+                tasks.append(task)
         with contextlib.suppress(Empty):
             while True:
                 if (task := self._queue.get_nowait()) is not None:
@@ -266,12 +329,23 @@ class Engine:
             return
         batch.delivered = True
         for task in batch.tasks:
+            self._settle(task)
             if self._lost:
                 task.outcome = DeviceLostError()
             try:
                 task.deliver(task)
             except Exception:  # The others of the batch are other callers'.
                 _log.exception("delivery failed", request_id=task.caller.request_id)
+
+    def _settle(self, task: Task) -> None:
+        tenant = task.caller.tenant
+        owed = self._owed[tenant] = self._owed[tenant] - task.cost
+        if not owed:
+            del self._owed[tenant]
+
+
+def _is_lost(outcome: Outcome) -> bool:
+    return isinstance(outcome, Exception) and fault_of(outcome) is Fault.DEVICE_LOST
 
 
 def _does_not_fit(outcome: Outcome) -> bool:
