@@ -128,23 +128,29 @@ async def test_the_deadline_is_the_callers_own_and_else_the_default_one_anew_for
 
 
 @in_loop
-async def test_an_idle_stream_holds_nothing_and_is_cut_off_after_its_own_time() -> None:
+async def test_an_idle_stream_holds_room_for_one_message_and_is_cut_off_after_its_own_time() -> None:
     lobby = make_lobby(idle_timeout_s=A_MOMENT_S, body_timeout_s=FOR_EVER_S)
-    call = make_call(lobby, FakeContext([b"abc"], silent=True))
+    call = make_call(lobby, FakeContext([b"abc"], silent=True), "EvaluateStream")
     await call.receive()
+    assert lobby.budget.used_bytes == MESSAGE_BYTES
     with pytest.raises(BodyTimeoutError):
         await call.receive_between_evaluations()
-    assert lobby.budget.used_bytes == 0
+    assert lobby.budget.used_bytes == MESSAGE_BYTES
 
 
 @in_loop
-async def test_the_first_message_of_a_next_evaluation_is_reserved_once_it_is_there() -> None:
-    lobby = make_lobby()
-    call = make_call(lobby, FakeContext([b"abc"]))
-    assert bytes(await call.receive_between_evaluations() or b"") == b"abc"
-    assert lobby.budget.used_bytes == 3
+async def test_a_stream_has_room_for_its_next_message_though_others_wait_for_some() -> None:
+    lobby = make_lobby(capacity_bytes=MESSAGE_BYTES, max_wait_s=60.0)
+    call = make_call(lobby, FakeContext([b"abc", b"def"]), "EvaluateStream")
+    await call.receive()
+    other = asyncio.ensure_future(make_call(lobby, FakeContext([b"x"])).receive())
+    await steps()
+    assert bytes(await call.receive_between_evaluations() or b"") == b"def"
     assert await call.receive_between_evaluations() is None
-    assert lobby.budget.used_bytes == 0
+    assert lobby.budget.used_bytes == MESSAGE_BYTES
+    assert not other.done()
+    call.reservation.let_go()
+    assert bytes(await other or b"") == b"x"
 
 
 @in_loop

@@ -15,18 +15,23 @@ import structlog
 from prometheus_client import Counter
 
 from losswire.v1.framing import MESSAGE_BYTES
-from losswire_server.admission import ByteBudget, Reservation
+from losswire_server.admission import MIN_RETRY_AFTER_S, ByteBudget, Reservation
 from losswire_server.config import Config
 from losswire_server.errors import (
     BodyTimeoutError,
     DeadlinePassedError,
     DeviceLostError,
     DrainingError,
+    IdleError,
     InternalError,
+    QueueFullError,
     ServiceError,
+    StalledError,
 )
 from losswire_server.metrics import Exemplar, Metrics
+from losswire_server.stalls import Stalls
 from losswire_server.tasks import Caller
+from losswire_server.tenants import Tenant
 from losswire_server.tracing import CallTrace, Tracing
 from losswire_server.waits import Waits
 
@@ -35,6 +40,9 @@ IDLE_RESOLUTION_S: Final = 1.0
 
 ABORT_TIMEOUT_S: Final = 1.0
 """How long a status may take to be written. gRPC writes in order, so one message that nobody reads holds it up."""
+
+QUEUE_SHARE: Final = 0.25
+"""Most of the time that a caller has left which its request may spend in the queue."""
 
 _log = structlog.get_logger()
 
@@ -51,6 +59,9 @@ class Lobby:
         working: The tasks of those that have not begun to end.
         transfers: Waits for messages to come or go within an evaluation.
         idle: Waits of streams between two evaluations, which draining ends.
+        stalls: Has calls that wait for their callers make room for others.
+        backlog_s: Seconds until work of a tenant would be begun.
+        ended_at: When the last call ended, in seconds of `time.monotonic`.
     """
 
     config: Config
@@ -63,11 +74,24 @@ class Lobby:
     working: set[asyncio.Task[Any]] = field(default_factory=set)
     transfers: Waits = field(default_factory=Waits)
     idle: Waits = field(default_factory=partial(Waits, IDLE_RESOLUTION_S))
+    stalls: Stalls = field(init=False)
+    backlog_s: Callable[[Tenant], float] = lambda tenant: 0.0
+    ended_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.stalls = Stalls(self.budget, self.idle, self.transfers, self.config.max_stall_s)
 
     def drain(self) -> None:
         """Take no new evaluations, and end the streams that wait for one."""
         self.draining = True
+        self.ended_at = time.monotonic()
         self.idle.end()
+
+    def is_unread(self, patience_s: float) -> bool:
+        """Whether all that is left are replies of which their callers took nothing for so many seconds."""
+        latest = time.monotonic() - patience_s
+        unread = sum(wait.owner.is_sending and wait.began_at < latest for wait in self.transfers.oldest_first())
+        return self.ended_at < latest and unread == self.inflight
 
     def check_device(self) -> None:
         """Raise DeviceLostError if the device is lost."""
@@ -90,6 +114,8 @@ class Call:
         reservation: The bytes that it holds.
         began_at: When the current evaluation began: the call arrived, or its first frame after another one came.
         trace: Its span; None where it is not traced.
+        makes_room: Whether it ends because it held, while it waited for its caller, what others waited for.
+        is_sending: Whether what it waits for, if for anything, is that its caller takes a message.
     """
 
     def __init__(self, lobby: Lobby, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
@@ -99,10 +125,23 @@ class Call:
         self.reservation = Reservation(lobby.budget, 0)
         self.began_at = time.monotonic()
         self.trace: CallTrace | None = None
+        self.makes_room = self.is_sending = False
+        # What it holds at least, from its first message on.
+        self._least_bytes = MESSAGE_BYTES if method == "EvaluateStream" else 0
         self._admit_s = 0.0
         self._context = context
         self._metrics = lobby.metrics
         self._arrived_at = self.began_at
+
+    @property
+    def tenant(self) -> Tenant:
+        """Whose it is. Set, if at all, before anything is read."""
+        return self.caller.tenant
+
+    @tenant.setter
+    def tenant(self, tenant: Tenant) -> None:
+        self.caller.tenant = tenant
+        self.reservation.belong_to(tenant)
 
     @property
     def exemplar(self) -> Exemplar | None:
@@ -124,10 +163,26 @@ class Call:
 
         Raises:
             DrainingError: if the server takes no new evaluations.
+            QueueFullError: as `check_queue`.
         """
         if self.lobby.draining:
             raise DrainingError
         self.caller.deadline = self._deadline(self.lobby.config, self._context)
+        self.check_queue()
+
+    def check_queue(self) -> None:
+        """Refuse work that the device would come to too late, before more is spent on it.
+
+        Raises:
+            QueueFullError: if what is queued takes longer than `max_queue_s`, or a quarter of the time that is left.
+            DeadlinePassedError: if none is left.
+        """
+        if (remaining_s := self.caller.deadline - time.monotonic()) <= 0:
+            raise DeadlinePassedError
+        if (backlog_s := self.lobby.backlog_s(self.caller.tenant)) > 0:
+            limit_s = min(self.lobby.config.max_queue_s, QUEUE_SHARE * remaining_s)
+            if backlog_s > limit_s:
+                raise QueueFullError(backlog_s, limit_s, max(backlog_s - limit_s, MIN_RETRY_AFTER_S))
 
     async def receive(self, held_bytes: int = 0) -> bytes | None:
         """The next message; None once the caller has sent its last.
@@ -138,6 +193,7 @@ class Call:
         Raises:
             OverloadedError: if no room for it came free in time.
             BodyTimeoutError: if the caller sent nothing for too long.
+            StalledError: if it sent nothing, and others needed the room.
             DeadlinePassedError: if its deadline, or the default one, passed meanwhile.
         """
         if not self.reservation.try_resize(held_bytes + MESSAGE_BYTES):
@@ -150,30 +206,31 @@ class Call:
             self.reservation.try_resize(held_bytes)
             return None
         assert isinstance(message, bytes), "messages come as they are"
-        self.reservation.try_resize(held_bytes + len(message))
+        self.reservation.try_resize(max(held_bytes + len(message), self._least_bytes))
         self._count(self._metrics.received_bytes, message)
         return message
 
     async def receive_between_evaluations(self) -> bytes | None:
         """The first message of the next evaluation of a stream; None once the caller has sent its last.
 
-        An idle stream reserves next to nothing: workers keep theirs open all day.
+        A stream holds room for one message from its first to its end, so it need not wait for that here, where its
+        caller may have nothing more to say. While it idles, it is the first to make room for others.
 
         Raises:
             DrainingError: if the server begins to drain meanwhile.
             BodyTimeoutError: if nothing came for `idle_timeout_s`.
+            IdleError: if others needed the room.
         """
-        self.reservation.try_resize(0)
+        self.reservation.try_resize(self._least_bytes)
         if self.lobby.draining:
             raise DrainingError
         limit = time.monotonic() + self.lobby.config.idle_timeout_s
-        with self.lobby.idle.until(limit, self._idle_too_long):
+        with self.lobby.idle.until(limit, self._idle_too_long, self):
             message = await self._context.read()
         if message is grpc.aio.EOF:
             return None
         assert isinstance(message, bytes), "messages come as they are"
         self.began_at = time.monotonic()
-        await self.reservation.resize(len(message))
         self._count(self._metrics.received_bytes, message)
         return message
 
@@ -195,27 +252,34 @@ class Call:
 
         Raises:
             BodyTimeoutError: if the caller took nothing for too long.
+            StalledError: if it took nothing, and others needed the room.
             DeadlinePassedError: if its deadline, or the default one, passed meanwhile.
             DeviceLostError: if the device is lost.
         """
         self.lobby.check_device()
+        self.is_sending = True
         with self._in_time():
             await self._context.write(message)
+        self.is_sending = False
         self._count(self._metrics.sent_bytes, message)
 
     def _in_time(self) -> AbstractContextManager[object]:
         """A block that waits for a message to come or go, for as long as that may take."""
         limit = min(time.monotonic() + self.lobby.config.body_timeout_s, self.caller.deadline)
-        return self.lobby.transfers.until(limit, self._transfer_too_long)
+        return self.lobby.transfers.until(limit, self._transfer_too_long, self)
 
     def _transfer_too_long(self) -> ServiceError:
         # A caller that sends a little now and then keeps within the body timeout for ever.
         if self.caller.deadline <= time.monotonic():
             return DeadlinePassedError()
+        if self.makes_room:
+            return StalledError()
         return BodyTimeoutError(self.lobby.config.body_timeout_s)
 
     def _idle_too_long(self) -> ServiceError:
-        return DrainingError() if self.lobby.draining else BodyTimeoutError(self.lobby.config.idle_timeout_s)
+        if self.lobby.draining:
+            return DrainingError()
+        return IdleError() if self.makes_room else BodyTimeoutError(self.lobby.config.idle_timeout_s)
 
     async def run(self, behaviour: Callable[[Call], Awaitable[bytes | None]]) -> bytes | None:
         """Run the call to its end: its reply, or a status from the table in `errors`."""
@@ -242,10 +306,13 @@ class Call:
         finally:
             self.caller.gone = True
             self.reservation.let_go()
+            if self.makes_room:
+                lobby.stalls.left(self)
             lobby.inflight -= 1
             if self.trace is not None:
                 self.trace.end(code, self.caller.request_id if code is grpc.StatusCode.INTERNAL else None)
-            duration_s = time.monotonic() - self._arrived_at
+            lobby.ended_at = now = time.monotonic()
+            duration_s = now - self._arrived_at
             metrics = self._metrics
             metrics.ledger.note(metrics.call_ended, self.method, code.name, duration_s, self.exemplar)
 
@@ -267,7 +334,7 @@ class Call:
             lobby.working.discard(task)
 
     async def _abort(self, error: ServiceError) -> NoReturn:
-        self._metrics.refused(error.reason_name)
+        self._metrics.refused(error.rejection)
         try:
             async with asyncio.timeout(ABORT_TIMEOUT_S):
                 await self._context.abort(error.code, error.details, error.trailing_metadata)

@@ -119,6 +119,19 @@ class Config(BaseSettings):
     )
     max_waiting_calls: int = Field(1024, ge=0, le=2**20, description="Calls that may wait for a share of those bytes.")
     max_wait_s: float = Field(1.0, ge=0, le=60, description="Seconds such a call waits before it is refused.")
+    max_queue_s: float = Field(
+        10.0,
+        gt=0,
+        le=3600,
+        description="Seconds of work that may be queued for the device when a request comes; "
+        "never more than a quarter of the time that its caller has left.",
+    )
+    max_stall_s: float = Field(
+        1.0,
+        ge=0,
+        le=3600,
+        description="Seconds for which a caller may keep its call waiting while others wait for a share of the bytes.",
+    )
     max_stored_bytes: int = Field(
         64 * MIB, ge=0, le=MAX_BYTES, description="Bytes of class weights kept for later requests."
     )

@@ -7,6 +7,9 @@ ServiceError
 ├── TooLargeError            RESOURCE_EXHAUSTED   the request is too large and will stay so
 ├── OutOfMemoryError         RESOURCE_EXHAUSTED   a part of it does not fit into the device's memory, even by itself
 ├── OverloadedError          UNAVAILABLE          try again after `retry_after_s`
+│   ├── QueueFullError                            the device would not come to it in time
+│   ├── StalledError                              the caller kept others waiting that had something to send
+│   └── IdleError                                 the stream idled, and others needed its room
 ├── DrainingError            UNAVAILABLE          try another server
 ├── DeviceLostError          UNAVAILABLE          try another server: this one ends
 ├── DeadlinePassedError      DEADLINE_EXCEEDED    the caller's own deadline
@@ -27,6 +30,9 @@ from losswire.v1 import ErrorReason
 
 ERROR_DOMAIN: Final = "losswire.v1"
 
+STALLED_RETRY_AFTER_S: Final = 0.1
+"""When a caller that made room may come back."""
+
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
@@ -42,6 +48,11 @@ class ServiceError(Exception):
     got: str = ""
     accepted: str = ""
     retry_after_s: float | None = None
+
+    @property
+    def rejection(self) -> str:
+        """What the metrics count it as: its reason, or what it is in particular."""
+        return self.reason_name
 
     @property
     def reason_name(self) -> str:
@@ -147,9 +158,39 @@ class OverloadedError(ServiceError):
     code = grpc.StatusCode.UNAVAILABLE
     reason = ErrorReason.ERROR_REASON_OVERLOADED
 
-    def __init__(self, retry_after_s: float) -> None:
-        super().__init__(f"the server has as much work as it accepts; try again in {retry_after_s:g} s")
+    def __init__(self, retry_after_s: float, why: str = "the server has as much work as it accepts") -> None:
+        super().__init__(f"{why}; try again in {retry_after_s:.3g} s")
         self.retry_after_s = retry_after_s
+
+
+class QueueFullError(OverloadedError):
+    """So much is queued that the device would come to the request too late."""
+
+    rejection = "QUEUE_FULL"
+
+    def __init__(self, backlog_s: float, limit_s: float, retry_after_s: float) -> None:
+        super().__init__(
+            retry_after_s,
+            f"work for {backlog_s:.3g} s is queued, and the request can wait for {limit_s:.3g} s at most",
+        )
+
+
+class StalledError(OverloadedError):
+    """A caller sent or took nothing while others waited for the bytes that it held."""
+
+    rejection = "STALLED"
+
+    def __init__(self) -> None:
+        super().__init__(STALLED_RETRY_AFTER_S, "nothing was sent or taken while other calls waited for room")
+
+
+class IdleError(OverloadedError):
+    """A stream idled between two evaluations while others waited for the bytes that it held."""
+
+    rejection = "IDLE"
+
+    def __init__(self) -> None:
+        super().__init__(STALLED_RETRY_AFTER_S, "the stream idled while other calls waited for room")
 
 
 class DrainingError(ServiceError):

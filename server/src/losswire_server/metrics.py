@@ -45,7 +45,7 @@ TRANSPORTS: Final = ("message", "session", "stream")
 
 REJECTIONS: Final = (
     *("OVERLOADED", "DRAINING", "TOO_LARGE", "DEADLINE_PASSED", "BODY_TIMEOUT"),
-    *("OUT_OF_MEMORY", "DEVICE_LOST"),
+    *("OUT_OF_MEMORY", "DEVICE_LOST", "QUEUE_FULL", "STALLED", "IDLE"),
 )
 """Reasons why the server could not take a request."""
 

@@ -7,6 +7,7 @@ import time
 
 from losswire_server.call import Call
 from losswire_server.engine import Engine
+from losswire_server.errors import ServiceError
 from losswire_server.evaluation import Evaluation, Totals
 from losswire_server.replies import StageSeconds
 from losswire_server.tally import Tally
@@ -37,6 +38,7 @@ class Run:
         self._failure: Exception | None = None
         self._settled: asyncio.Future[None] | None = None
         self._at_most = 0
+        self._is_queued = False
         self._tally = Tally() if evaluation.plan.run is not None else None
 
     @property
@@ -57,9 +59,21 @@ class Run:
                 inline_bytes += task.byte_count
                 self._done(task)
             else:
-                self._engine.submit(task)
+                self._submit(task)
         self.seconds.admit += self.call.take_admit_s()
         self.seconds.receive = self._received_at - self.call.began_at - self.seconds.admit
+
+    def _submit(self, task: Task) -> None:
+        if not self._is_queued:
+            # It was checked before the request was read, and so were all that were read meanwhile.
+            try:
+                self.call.check_queue()
+            except ServiceError as error:
+                task.outcome = error
+                self._done(task)
+                return
+            self._is_queued = True
+        self._engine.submit(task)
 
     async def settle(self, at_most: int = 0) -> None:
         """Wait until at most so many jobs are in the engine's hands; raise what the first of them to fail raised."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from typing import Final
 
 import grpc
 import prometheus_client
@@ -32,6 +33,9 @@ from losswire_server.servicer import Servicer
 from losswire_server.tls import certificate_expiries, server_credentials
 from losswire_server.tracing import open_tracing
 from losswire_server.weights import WeightStore
+
+REPLY_PATIENCE_S: Final = 5.0
+"""How long a drain waits for callers to take a reply, or 4 MiB of one, once nothing else is left to do."""
 
 _log = structlog.get_logger()
 
@@ -74,6 +78,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._tell: Callable[[DeviceLoss], None] = lambda loss: None
         self._engine = Engine(backend, self._metrics, self._loop, config.watchdog_s, self._device_lost)
+        self._lobby.backlog_s = self._engine.backlog_s
         self._loop_delay = LoopDelay(self._loop, self._metrics.loop_delay.observe)
         self._server = self._open_data_server(share_port)
         self.address = self._bind_data()
@@ -121,7 +126,8 @@ class Server:
         self._lobby.drain()
         stopping = asyncio.create_task(self._server.stop(grace_s))
         hurried = asyncio.create_task(hurry.wait())
-        await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        while not (stopping.done() or hurried.done() or self._lobby.is_unread(REPLY_PATIENCE_S)):
+            await asyncio.wait({stopping, hurried}, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
         await self._server.stop(0)
         await stopping

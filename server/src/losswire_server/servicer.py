@@ -72,6 +72,7 @@ class Servicer:
         return serve
 
     async def _evaluate(self, call: Call) -> bytes:
+        call.check_queue()
         message = await call.receive() or b""
         kind = self._known.find(message)
         if kind is not None and (result := self._evaluate_in_place(call, kind, message)) is not None:
@@ -120,6 +121,7 @@ class Servicer:
         return known.learn(message, request)
 
     async def _evaluate_stream(self, call: Call) -> None:
+        call.check_queue()
         message = await call.receive()
         while message is not None:
             await self._evaluate_from_stream(call, message)

@@ -21,23 +21,32 @@ class Waits:
     Args:
         resolution_s: How often, and so how late a limit may be, in seconds.
 
+    Attributes:
+        looks: Called whenever limits are looked at.
+
     >>> with waits.until(time.monotonic() + 10):  # doctest: +SKIP
     ...     message = await context.read()
     """
 
     def __init__(self, resolution_s: float = RESOLUTION_S) -> None:
         self._resolution_s = resolution_s
-        self._waits: set[_Wait] = set()
+        self.looks: Callable[[], None] = lambda: None
+        self._waits: set[Wait] = set()
         self._is_looking = False
 
-    def until(self, limit: float, late: Callable[[], Exception] = TimeoutError) -> _Wait:
+    def until(self, limit: float, late: Callable[[], Exception] = TimeoutError, owner: Any = None) -> Wait:
         """Ends what the block waits for when its time is up.
 
         Args:
             limit: When that is, in seconds of `time.monotonic`.
             late: Makes the exception that the block then raises.
+            owner: Who waits.
         """
-        return _Wait(self, limit, late)
+        return Wait(self, limit, late, owner)
+
+    def oldest_first(self) -> list[Wait]:
+        """The waits that have not been told to end, in the order in which they began."""
+        return sorted((wait for wait in self._waits if not wait.is_ended), key=lambda wait: wait.began_at)
 
     def end(self) -> None:
         """End all waits now, as if their limits had passed."""
@@ -46,6 +55,7 @@ class Waits:
 
     def _look(self) -> None:
         now = time.monotonic()
+        self.looks()
         for wait in tuple(self._waits):
             if wait.limit <= now:
                 wait.end()
@@ -53,18 +63,31 @@ class Waits:
         if self._is_looking:
             asyncio.get_running_loop().call_later(self._resolution_s, self._look)
 
-    def _begin(self, wait: _Wait) -> None:
+    def _begin(self, wait: Wait) -> None:
         self._waits.add(wait)
         if not self._is_looking:
             self._look()
 
 
-class _Wait:
-    __slots__ = ("_cancelling", "_late", "_passed", "_task", "_waits", "limit")
+class Wait:
+    """One wait.
 
-    def __init__(self, waits: Waits, limit: float, late: Callable[[], Exception]) -> None:
-        self._waits, self.limit, self._late = waits, limit, late
+    Attributes:
+        limit, began_at: Seconds of `time.monotonic`.
+        owner: Who waits.
+    """
+
+    __slots__ = ("_cancelling", "_late", "_passed", "_task", "_waits", "began_at", "limit", "owner")
+
+    def __init__(self, waits: Waits, limit: float, late: Callable[[], Exception], owner: Any) -> None:
+        self._waits, self.limit, self._late, self.owner = waits, limit, late, owner
+        self.began_at = time.monotonic()
         self._passed = False
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the block was told to end."""
+        return self._passed
 
     def __enter__(self) -> Self:
         task: asyncio.Task[Any] | None = asyncio.current_task()

@@ -1,0 +1,63 @@
+"""Has calls that wait for their callers make room for others that wait for bytes.
+
+A call that waits for a message holds room for the largest one, since nobody can tell what will come, or whether
+anything will: 126 callers that open a call and fall silent hold the whole default budget, and so do as many streams
+that idle between two evaluations. That is no harm while nobody else wants the bytes. When someone does, the stream that
+has idled longest ends, and else the call whose caller has kept it waiting longest, if for more than `max_stall_s`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from losswire_server.admission import ByteBudget
+    from losswire_server.call import Call
+    from losswire_server.waits import Wait, Waits
+
+
+class Stalls:
+    """Calls that wait for their callers.
+
+    Args:
+        budget: What they hold, and others wait for.
+        idle: Waits of streams between two evaluations.
+        transfers: Waits for messages to come or go within an evaluation.
+        max_stall_s: Seconds that one of the latter has in any case.
+    """
+
+    def __init__(self, budget: ByteBudget, idle: Waits, transfers: Waits, max_stall_s: float) -> None:
+        self._budget, self._idle, self._transfers, self._max_stall_s = budget, idle, transfers, max_stall_s
+        # Those that were told to end and still hold their bytes.
+        self._leaving: set[Call] = set()
+        budget.make_room = transfers.looks = self.make_room
+
+    def make_room(self) -> None:
+        """End as many calls as hold what those that wait for bytes lack."""
+        if not self._budget.waiting:
+            return
+        lacking = self._budget.lacking_bytes - sum(call.reservation.byte_count for call in self._leaving)
+        for wait in self._stalled():
+            # Where nothing is lacking a tenant's own share is full, and one of its calls after the other goes.
+            if lacking <= 0 and self._leaving:
+                return
+            call: Call = wait.owner
+            if call.reservation.byte_count and self._budget.is_wanted(call.reservation.share):
+                self._leaving.add(call)
+                lacking -= call.reservation.byte_count
+                call.makes_room = True
+                wait.end()
+
+    def left(self, call: Call) -> None:
+        """Take note that a call has returned what it held."""
+        self._leaving.discard(call)
+
+    def _stalled(self) -> Iterator[Wait]:
+        yield from self._idle.oldest_first()
+        latest = time.monotonic() - self._max_stall_s
+        for wait in self._transfers.oldest_first():
+            if wait.began_at > latest:
+                return
+            yield wait

@@ -1,0 +1,170 @@
+"""Calls that wait for their callers make room for those that wait for bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from made_calls import FakeContext, in_loop, make_call, make_lobby, steps
+
+from losswire.v1.framing import MESSAGE_BYTES
+from losswire_server.call import Call, Lobby
+from losswire_server.errors import IdleError, OverloadedError, StalledError
+from losswire_server.tenants import Tenant
+
+SILENT_CALLS = 126
+CAPACITY_BYTES = SILENT_CALLS * MESSAGE_BYTES
+WAIT_S = 30.0
+
+
+async def read_one(call: Call) -> bytes | None:
+    return await call.receive()
+
+
+async def one_evaluation(call: Call) -> bytes | None:
+    await call.receive()
+    return await call.receive_between_evaluations()
+
+
+def open_calls(lobby: Lobby, behaviour: Any, count: int, *, messages: Sequence[bytes] = (), method: str = "Evaluate",
+               tenant: Tenant | None = None) -> list[asyncio.Task[bytes | None]]:  # fmt: skip
+    """Calls that send these messages, and then nothing."""
+    tasks = []
+    for _ in range(count):
+        call = make_call(lobby, FakeContext(messages, silent=True), method)
+        if tenant is not None:
+            call.tenant = tenant
+        tasks.append(asyncio.ensure_future(call.run(behaviour)))
+    return tasks
+
+
+async def polite(lobby: Lobby, tenant: Tenant | None = None) -> bytes | None:
+    call = make_call(lobby, FakeContext([b"hello"]))
+    if tenant is not None:
+        call.tenant = tenant
+    try:
+        async with asyncio.timeout(WAIT_S):
+            return await call.receive()
+    finally:
+        call.reservation.let_go()
+
+
+@in_loop
+async def test_silent_calls_that_hold_the_whole_budget_make_room_for_one_that_speaks() -> None:
+    lobby = make_lobby(capacity_bytes=CAPACITY_BYTES, max_stall_s=0.0, max_wait_s=60.0)
+    silent = open_calls(lobby, read_one, SILENT_CALLS)
+    await steps()
+    assert lobby.budget.used_bytes == CAPACITY_BYTES
+    assert await polite(lobby) == b"hello"
+    ended = [task for task in silent if task.done()]
+    assert len(ended) == 1  # no more than was needed
+    for task in silent:
+        task.cancel()
+    await asyncio.gather(*silent, return_exceptions=True)
+    assert lobby.budget.used_bytes == 0
+    lobby.metrics.ledger.settle()
+    assert lobby.metrics.rejected["STALLED"]._value.get() == 1
+
+
+@in_loop
+async def test_a_caller_has_its_time_before_its_call_makes_room() -> None:
+    lobby = make_lobby(capacity_bytes=MESSAGE_BYTES, max_stall_s=3600.0, max_wait_s=0.2)
+    silent = open_calls(lobby, read_one, 1)
+    await steps()
+    with pytest.raises(OverloadedError):
+        await polite(lobby)
+    assert not silent[0].done()
+    silent[0].cancel()
+
+
+@in_loop
+async def test_room_is_made_as_soon_as_a_call_has_stalled_for_long_enough() -> None:
+    lobby = make_lobby(capacity_bytes=MESSAGE_BYTES, max_stall_s=0.2, max_wait_s=60.0)
+    silent = open_calls(lobby, read_one, 1)
+    await steps()
+    assert await polite(lobby) == b"hello"
+    await asyncio.gather(*silent, return_exceptions=True)
+
+
+@in_loop
+async def test_streams_that_idle_go_before_calls_that_stall_and_the_longest_idle_first() -> None:
+    lobby = make_lobby(capacity_bytes=3 * MESSAGE_BYTES, max_stall_s=0.0, max_wait_s=60.0)
+    stalled = open_calls(lobby, read_one, 1)
+    await steps()
+    [first] = open_calls(lobby, one_evaluation, 1, messages=[b"x"], method="EvaluateStream")
+    await steps()
+    [second] = open_calls(lobby, one_evaluation, 1, messages=[b"x"], method="EvaluateStream")
+    await steps()
+    assert lobby.budget.used_bytes == 3 * MESSAGE_BYTES
+    assert await polite(lobby) == b"hello"
+    assert [first.done(), second.done(), stalled[0].done()] == [True, False, False]
+    others = [asyncio.ensure_future(polite(lobby)) for _ in range(3)]
+    assert await asyncio.gather(*others) == [b"hello"] * 3
+    for task in (second, *stalled):
+        task.cancel()
+
+
+@in_loop
+async def test_an_idle_stream_whose_room_nobody_needs_stays() -> None:
+    lobby = make_lobby(capacity_bytes=2 * MESSAGE_BYTES, max_stall_s=0.0, max_wait_s=60.0)
+    [idle] = open_calls(lobby, one_evaluation, 1, messages=[b"x"], method="EvaluateStream")
+    await steps()
+    assert await polite(lobby) == b"hello"
+    assert not idle.done()
+    idle.cancel()
+
+
+@in_loop
+async def test_a_reply_that_nobody_takes_makes_room_too() -> None:
+    lobby = make_lobby(capacity_bytes=MESSAGE_BYTES, max_stall_s=0.0, max_wait_s=60.0)
+
+    async def answer(call: Call) -> None:
+        await call.receive()
+        await call.send(b"reply")
+
+    deaf = make_call(lobby, FakeContext([b"x"], takes=False), "EvaluateStream")
+    task = asyncio.ensure_future(deaf.run(answer))
+    await steps()
+    assert await polite(lobby) == b"hello"
+    await asyncio.gather(task, return_exceptions=True)
+    assert lobby.budget.used_bytes == 0
+
+
+@in_loop
+async def test_a_tenant_whose_share_is_full_of_silent_calls_takes_no_room_from_others() -> None:
+    lobby = make_lobby(capacity_bytes=4 * MESSAGE_BYTES, max_stall_s=0.0, max_wait_s=60.0)
+    greedy, modest = Tenant("greedy", max_share=0.5), Tenant("modest")
+    theirs = open_calls(lobby, read_one, 2, tenant=greedy)
+    others = open_calls(lobby, read_one, 2, tenant=modest)
+    await steps()
+    assert await polite(lobby, greedy) == b"hello"
+    assert [task.done() for task in theirs].count(True) == 1
+    assert not any(task.done() for task in others)
+    for task in (*theirs, *others):
+        task.cancel()
+
+
+@in_loop
+async def test_nobody_makes_room_for_a_tenant_that_holds_more() -> None:
+    lobby = make_lobby(capacity_bytes=4 * MESSAGE_BYTES, max_stall_s=0.0, max_wait_s=0.2)
+    busy, modest = Tenant("busy"), Tenant("modest")
+    working = [make_call(lobby, FakeContext([bytes(MESSAGE_BYTES)])) for _ in range(3)]
+    for call in working:
+        call.tenant = busy
+        await call.receive()
+    [silent] = open_calls(lobby, read_one, 1, tenant=modest)
+    await steps()
+    with pytest.raises(OverloadedError):
+        await polite(lobby, busy)
+    assert not silent.done()
+    assert await polite(lobby, modest) == b"hello"  # but for its own
+    await asyncio.gather(silent, return_exceptions=True)
+
+
+def test_what_a_caller_is_told_invites_it_to_come_back() -> None:
+    for error in (StalledError(), IdleError()):
+        assert error.retry_after_s == 0.1
+        assert "try again in 0.1 s" in str(error)
+        assert ("grpc-retry-pushback-ms", "100") in error.trailing_metadata
