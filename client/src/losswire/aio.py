@@ -14,6 +14,7 @@ from losswire.base import DEFAULT_TIMEOUT_S, ClientBase
 from losswire.calls import Call, Exchange, GetInfoCall
 from losswire.channels import Tls
 from losswire.errors import LosswireError
+from losswire.hedged_transports import AsyncHedgedTransport
 from losswire.in_process import LOCAL_TARGET, InProcessTransport, load_local_server
 from losswire.info import ServerInfo
 from losswire.options import options
@@ -115,12 +116,13 @@ class AsyncClient(ClientBase[AsyncSession]):
         await self.close()
 
     def _open_transport(self, channels: int) -> AsyncTransport:
-        local = self.target == LOCAL_TARGET
-        carrier: AsyncTransport = (
-            ThreadTransport(InProcessTransport(load_local_server()))
-            if local
-            else AsyncGrpcTransport(self._endpoint, channels)
-        )
+        carrier: AsyncTransport
+        if self.target == LOCAL_TARGET:
+            carrier = ThreadTransport(InProcessTransport(load_local_server()))
+        elif self._hedging is not None:
+            carrier = AsyncHedgedTransport(self._endpoint, channels, self._hedging)
+        else:
+            carrier = AsyncGrpcTransport(self._endpoint, channels)
         return carrier if self._tracing is None else AsyncTracedTransport(carrier, self._tracing)
 
     def _open_session(self, question: Question, room: Room) -> AsyncSession:

@@ -11,6 +11,7 @@ from losswire.calls import CrossEntropyCall, KnownWeights, PutTensorCall
 from losswire.channels import Endpoint, Tls
 from losswire.errors import ClosedError, InvalidArgumentError
 from losswire.evaluation import class_weight, evaluation, timeout
+from losswire.hedging import Hedging
 from losswire.options import Options, options, run_name
 from losswire.retry import Attempts, RetryBudget, RetryPolicy
 from losswire.session_base import (
@@ -53,6 +54,7 @@ class ClientBase(ABC, Generic[_Session]):
         self._run_name = run_name(run)
         self._policy = retry or RetryPolicy()
         self._budget = RetryBudget(self._policy)
+        self._hedging = Hedging(self._policy, self._budget) if self._policy.hedges else None
         self._known_weights = KnownWeights()
         self._sessions: weakref.WeakSet[SessionBase] = weakref.WeakSet()
         self._closed = False
@@ -64,8 +66,13 @@ class ClientBase(ABC, Generic[_Session]):
 
     @property
     def retries(self) -> int:
-        """Attempts so far that followed a failed one."""
+        """Attempts so far that followed a failed one, or were begun beside a slow one."""
         return self._budget.spent
+
+    @property
+    def hedges(self) -> int:
+        """Attempts so far that were begun beside a slow one."""
+        return 0 if self._hedging is None else self._hedging.count
 
     def session(
         self,

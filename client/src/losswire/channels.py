@@ -132,6 +132,18 @@ class Endpoint:
         return (("authorization", f"Bearer {token}"), *trace)
 
 
+def replicas(target: str) -> list[str]:
+    """The targets that make up one, where its addresses are listed.
+
+    >>> replicas("ipv4:10.0.0.1:50051,10.0.0.2:50051"), replicas("dns:///losswire.example:50051")
+    (['ipv4:10.0.0.1:50051', 'ipv4:10.0.0.2:50051'], ['dns:///losswire.example:50051'])
+    """
+    scheme, _, rest = target.partition(":")
+    if scheme not in ("ipv4", "ipv6"):
+        return [target]
+    return [f"{scheme}:{address}" for address in rest.split(",")]
+
+
 def is_loopback(target: str) -> bool:
     """Whether all addresses of a target are on this machine.
 

@@ -11,6 +11,7 @@ from losswire.base import DEFAULT_TIMEOUT_S, ClientBase
 from losswire.calls import Call, Exchange, GetInfoCall
 from losswire.channels import Tls
 from losswire.errors import LosswireError
+from losswire.hedged_transports import HedgedTransport
 from losswire.in_process import LOCAL_TARGET, InProcessTransport, load_local_server
 from losswire.info import ServerInfo
 from losswire.options import options
@@ -165,8 +166,13 @@ class Client(ClientBase[Session]):
         self.close()
 
     def _open_transport(self, channels: int) -> Transport:
-        local = self.target == LOCAL_TARGET
-        carrier = InProcessTransport(load_local_server()) if local else GrpcTransport(self._endpoint, channels)
+        carrier: Transport
+        if self.target == LOCAL_TARGET:
+            carrier = InProcessTransport(load_local_server())
+        elif self._hedging is not None:
+            carrier = HedgedTransport(self._endpoint, channels, self._hedging)
+        else:
+            carrier = GrpcTransport(self._endpoint, channels)
         return carrier if self._tracing is None else TracedTransport(carrier, self._tracing)
 
     def _open_session(self, question: Question, room: Room) -> Session:

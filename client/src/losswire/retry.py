@@ -42,6 +42,10 @@ class RetryPolicy:
         budget_ratio: Retries that each call earns for the client, in [0.0, 1.0]. 0.1 adds at most 10 % to the load.
         budget_reserve: Retries that a new client may spend before it has earned any.
         budget_limit: Retries that a client can save up.
+        hedge_after_s: Seconds after which a single message that is not answered yet is sent once more, to another
+            replica where there is one; the first answer counts and the other attempt is cancelled. It takes a retry
+            from the budget. None, the default, for never.
+        hedge_percentile: The same, after as long as this percentile of the latest calls took, in (0.0, 100.0).
     """
 
     max_attempts: int = 4
@@ -52,8 +56,16 @@ class RetryPolicy:
     budget_ratio: float = 0.1
     budget_reserve: float = 20.0
     budget_limit: float = 100.0
+    hedge_after_s: float | None = None
+    hedge_percentile: float | None = None
+
+    @property
+    def hedges(self) -> bool:
+        """Whether calls may have a second attempt beside the first."""
+        return self.hedge_after_s is not None or self.hedge_percentile is not None
 
     def __post_init__(self) -> None:
+        self._check_hedging()
         lowest_values = {
             "max_attempts": 1,
             "multiplier": 1,
@@ -64,6 +76,20 @@ class RetryPolicy:
         for name, lowest in lowest_values.items():
             if not getattr(self, name) >= lowest:
                 raise InvalidArgumentError(f"{name} is {getattr(self, name)}; expected at least {lowest}", field=name)
+
+    def _check_hedging(self) -> None:
+        after_s, percentile = self.hedge_after_s, self.hedge_percentile
+        if after_s is not None and percentile is not None:
+            raise InvalidArgumentError(
+                f"hedge_after_s is {after_s} beside hedge_percentile {percentile}; expected one of the two",
+                field="hedge_after_s",
+            )
+        if after_s is not None and not after_s >= 0:
+            raise InvalidArgumentError(f"hedge_after_s is {after_s}; expected at least 0", field="hedge_after_s")
+        if percentile is not None and not 0 < percentile < 100:
+            raise InvalidArgumentError(
+                f"hedge_percentile is {percentile}; expected more than 0 and less than 100", field="hedge_percentile"
+            )
 
     def longest_backoff_s(self, attempts: int) -> float:
         """Upper end of the wait after `attempts` attempts have failed."""

@@ -62,7 +62,7 @@ class GrpcTransport:
         self._closed = False
         self._channels = [_open_channel(endpoint) for _ in range(channel_count)]
         self._turns = Turns(channel_count)
-        self._unary: dict[str, list[_Invoke]] = {
+        self._unary: dict[str, list[Any]] = {
             method: [channel.unary_unary(method) for channel in self._channels] for method in UNARY_METHODS
         }
         self._stream: list[_Invoke] = [channel.stream_stream(EVALUATE_STREAM) for channel in self._channels]
@@ -87,6 +87,25 @@ class GrpcTransport:
             raise translate(error, self._endpoint) from error
         finally:
             self._turns.give_back(index)
+
+    def start(self, method: str, request: bytes, timeout_s: float) -> UnaryCall:
+        """Sends one message, and does not wait for the reply."""
+        index = self._turns.take()
+        try:
+            call = self._invoke(self._unary[method][index].future, request, timeout_s)
+        except BaseException:
+            self._turns.give_back(index)
+            raise
+        call.add_done_callback(lambda _: self._turns.give_back(index))
+        return UnaryCall(call, self._endpoint)
+
+    def is_ready(self) -> bool:
+        """Whether a connection stands, or does within a moment."""
+        try:
+            return any(_is_ready_soon(channel) for channel in self._channels)
+        except ValueError:
+            # As above.
+            return True
 
     def stream(self, frames: Iterator[bytes], timeout_s: float) -> ReplyStream:
         """The replies to the frames of a stream. gRPC takes the frames in a thread of its own."""
@@ -115,6 +134,30 @@ class GrpcTransport:
             if self._closed:
                 raise CallCancelledError("the channel was closed before the call") from error
             raise
+
+
+class UnaryCall:
+    """A message on its way, and its reply."""
+
+    def __init__(self, call: Any, endpoint: Endpoint) -> None:
+        self._call, self._endpoint = call, endpoint
+
+    def when_done(self, callback: Callable[[UnaryCall], None]) -> None:
+        """Has this called when the call has ended, in another thread or at once."""
+        self._call.add_done_callback(lambda _: callback(self))
+
+    def result(self) -> bytes:
+        """The reply, once it is there."""
+        try:
+            return cast(bytes, self._call.result())
+        except grpc.FutureCancelledError as error:
+            raise CallCancelledError("the channel was closed during the call") from error
+        except grpc.RpcError as error:
+            raise translate(error, self._endpoint) from error
+
+    def cancel(self) -> None:
+        """Ends the call, if it has not ended."""
+        self._call.cancel()
 
 
 class _GrpcStream:
