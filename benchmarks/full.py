@@ -19,6 +19,7 @@ PARTS = {
     "load": ("benchmarks.bench_load",),
     "cost": ("benchmarks.bench_cost",),
     "queue": ("benchmarks.bench_queue",),
+    "overload": ("benchmarks.bench_overload",),
     "kernels": ("benchmarks.bench_kernels", "--full"),
     "peers": ("benchmarks.bench_peers",),
     "score": ("benchmarks.bench_score",),

@@ -21,7 +21,7 @@ from rich.table import Table
 from losswire import v1
 
 FOLDER = Path(__file__).parent / "results"
-PARTS = ("service", "small", "load", "cost", "kernels", "peers", "queue", "score", "gpu", "tuning")
+PARTS = ("service", "small", "load", "cost", "kernels", "peers", "queue", "score", "gpu", "tuning", "overload")
 Result = dict[str, Any]
 TABLE_COLUMNS = 110
 PACKAGES = ("losswire", "losswire-server", "grpcio", "protobuf", "numpy", "torch")

@@ -220,7 +220,7 @@ class AsyncHedgedTransport:
         return self._streams
 
 
-async def _first_reply(attempts: set[asyncio.Future[bytes]]) -> bytes:
+async def _first_reply(attempts: set[asyncio.Task[bytes]]) -> bytes:
     """The reply of the attempt that ends first, or of the other where that fails with what may pass."""
     pending = set(attempts)
     while True:

@@ -35,7 +35,7 @@ from losswire_server.tenants import Tenant
 from losswire_server.watchdog import Watchdog
 
 MAX_BATCH_BYTES: Final = 64 * 1024 * 1024
-MAX_BATCH_S: Final = 0.05
+MAX_BATCH_S: Final = 0.02
 """How long a batch may take, as far as that is known: whoever comes next waits for it, and deadlines pass meanwhile."""
 
 _log = structlog.get_logger()
