@@ -46,8 +46,9 @@ TRANSPORTS: Final = ("message", "session", "stream")
 REJECTIONS: Final = (
     *("OVERLOADED", "DRAINING", "TOO_LARGE", "DEADLINE_PASSED", "BODY_TIMEOUT"),
     *("OUT_OF_MEMORY", "DEVICE_LOST"),
+    *("UNAUTHENTICATED", "CREDENTIALS_EXPIRED", "PERMISSION_DENIED"),
 )
-"""Reasons why the server could not take a request."""
+"""Reasons why the server could not take a request, or would not from its caller."""
 
 _REASONS: Final = tuple(name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys())  # noqa: SIM118 - no mapping
 
