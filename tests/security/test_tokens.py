@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import grpc
 import numpy as np
@@ -43,8 +45,10 @@ class Guarded:
         """Call a method, and collect what it answers; a stream without a message, which is answered by none."""
         path = f"{SERVICE}/{method}"
         if method == "EvaluateStream":
-            return list(self.channel.stream_stream(path)(iter(()), timeout=30, metadata=metadata))
-        return [self.channel.unary_unary(path)(REQUESTS[method], timeout=30, metadata=metadata)]
+            stream: Any = self.channel.stream_stream(path)
+            return list(stream(iter(()), timeout=30, metadata=metadata))
+        unary: Any = self.channel.unary_unary(path)
+        return [unary(REQUESTS[method], timeout=30, metadata=metadata)]
 
     def show(self, method: str, token: str) -> list[bytes]:
         """Call a method with a token."""
@@ -156,7 +160,7 @@ def test_what_is_no_token_is_refused(
 @pytest.mark.parametrize("method", METHODS)
 def test_good_tokens_are_answered(guarded: Guarded, method: str) -> None:
     issuer = guarded.issuer
-    in_namespace = {"sub": "someone", "kubernetes.io": {"namespace": "training"}}
+    in_namespace: dict[str, Any] = {"sub": "someone", "kubernetes.io": {"namespace": "training"}}
     good = {
         "static": CI,
         "elliptic": issuer.token(),
@@ -204,7 +208,7 @@ def test_refusals_are_counted_by_reason_and_tokens_are_nowhere(guarded: Guarded)
     tokens = [CI, READER, issuer.token(), issuer.token(sub="stranger"), *(t for t, *_ in bad_tokens(issuer).values())]
     before = rejections(guarded)
     for token in ("nobody", issuer.token(exp=1), issuer.token(sub="stranger")):
-        failure_of(lambda token=token: guarded.show("GetInfo", token))
+        failure_of(partial(guarded.show, "GetInfo", token))
     after = rejections(guarded)
     assert {reason: after[reason] - before[reason] for reason in after} == {
         **dict.fromkeys(after, 0.0),
@@ -221,7 +225,7 @@ def rejections(guarded: Guarded) -> dict[str, float]:
 
 
 def test_reflection_asks_who_calls_too(guarded: Guarded) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub(guarded.channel)
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(guarded.channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     failure = failure_of(lambda: list(stub.ServerReflectionInfo(iter([request]), timeout=30)))
     assert failure.code is grpc.StatusCode.UNAUTHENTICATED
