@@ -48,6 +48,7 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "tls_certificate": ("/a", Path("/a")),
     "tls_key": ("/b", Path("/b")),
     "tls_client_ca": ("/c", Path("/c")),
+    "identity": ("/e", Path("/e")),
     "reflection": ("true", True),
     "device": ("cuda:3", "cuda:3"),
     "backend": ("reference", "reference"),

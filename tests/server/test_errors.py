@@ -12,6 +12,7 @@ from losswire_server import errors, metrics
 from losswire_server.errors import (
     BodyTimeoutError,
     ChecksumMismatchError,
+    CredentialsExpiredError,
     DeadlinePassedError,
     DeviceLostError,
     DrainingError,
@@ -20,9 +21,11 @@ from losswire_server.errors import (
     LocalDeviceLostError,
     OutOfMemoryError,
     OverloadedError,
+    PermissionDeniedError,
     ServiceError,
     TensorNotFoundError,
     TooLargeError,
+    UnauthenticatedError,
 )
 
 INVALID = InvalidRequestError(
@@ -31,6 +34,9 @@ INVALID = InvalidRequestError(
 TOO_LARGE = TooLargeError("one sample", 300, 200, "use smaller samples")
 CASES = [
     (INVALID, grpc.StatusCode.INVALID_ARGUMENT, "LABEL_OUT_OF_RANGE", "target[3]"),
+    (UnauthenticatedError("no"), grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", ""),
+    (CredentialsExpiredError("no"), grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_EXPIRED", ""),
+    (PermissionDeniedError("no"), grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED", ""),
     (TensorNotFoundError(b"\1" * 32), grpc.StatusCode.NOT_FOUND, "TENSOR_NOT_FOUND", "weight_digest"),
     (ChecksumMismatchError("logits"), grpc.StatusCode.DATA_LOSS, "CHECKSUM_MISMATCH", "logits"),
     (TOO_LARGE, grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_LARGE", ""),

@@ -13,7 +13,7 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from losswire_server.config import Config
-from losswire_server.tls import CertificateError, certificate_expiries, server_credentials
+from losswire_server.tls import CertificateError, Tls
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +41,22 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in (*contents, "absent")}
 
 
-def config(files: dict[str, Path], certificate: str, key: str, client_ca: str | None = None) -> Config:
+def tls(files: dict[str, Path], certificate: str, key: str, client_ca: str | None = None) -> Tls:
     paths = {"tls_certificate": files[certificate], "tls_key": files[key]}
-    return Config.model_validate(paths | ({"tls_client_ca": files[client_ca]} if client_ca else {}))
+    made = Tls.of(Config.model_validate(paths | ({"tls_client_ca": files[client_ca]} if client_ca else {})))
+    assert made is not None
+    return made
 
 
-def test_without_a_certificate_there_are_no_credentials() -> None:
-    assert server_credentials(Config.model_validate({})) is None
+def test_without_a_certificate_there_is_no_tls() -> None:
+    assert Tls.of(Config.model_validate({})) is None
 
 
 @pytest.mark.parametrize("client_ca", [None, "ca"])
 def test_a_certificate_and_its_key_give_credentials(files: dict[str, Path], client_ca: str | None) -> None:
-    credentials = server_credentials(config(files, "certificate", "key", client_ca))
-    assert isinstance(credentials, grpc.ServerCredentials)
+    made = tls(files, "certificate", "key", client_ca)
+    assert set(made.read()) == {files[name] for name in ("certificate", "key", client_ca) if name}
+    assert isinstance(made.credentials(), grpc.ServerCredentials)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,7 @@ def test_a_pair_that_cannot_be_used_is_refused_in_one_line_that_names_the_files(
     files: dict[str, Path], certificate: str, key: str
 ) -> None:
     with pytest.raises(CertificateError) as caught:
-        server_credentials(config(files, certificate, key))
+        tls(files, certificate, key).read()
     message = str(caught.value)
     assert message.startswith(f"tls_certificate {files[certificate]} and tls_key {files[key]} cannot be used: ")
     assert "\n" not in message
@@ -81,7 +84,7 @@ def test_a_pair_that_cannot_be_used_is_refused_in_one_line_that_names_the_files(
 @pytest.mark.parametrize("client_ca", ["empty", "noise", "absent"])
 def test_a_ca_that_cannot_be_used_is_refused_by_name(files: dict[str, Path], client_ca: str) -> None:
     with pytest.raises(CertificateError, match=r"^tls_client_ca .* cannot be used: "):
-        server_credentials(config(files, "certificate", "key", client_ca))
+        tls(files, "certificate", "key", client_ca).read()
 
 
 def test_a_key_that_wants_a_password_is_refused_and_not_waited_for_at_the_terminal(files: dict[str, Path]) -> None:
@@ -100,16 +103,9 @@ def test_of_the_certificates_of_a_file_the_first_to_expire_counts(files: dict[st
     certificates = [trustme.CA().issue_cert("localhost", not_after=moment) for moment in (second, first)]
     chain = tmp_path / "chain.pem"
     chain.write_bytes(b"".join(each.cert_chain_pems[0].bytes() for each in certificates))
-    expiries = certificate_expiries(config({**files, "chain": chain}, "chain", "key", "ca"))
-    assert expiries.keys() == {"tls_certificate", "tls_client_ca"}
-    assert expiries["tls_certificate"] == first.timestamp()
-
-
-def test_without_certificates_nothing_expires() -> None:
-    assert certificate_expiries(Config.model_validate({})) == {}
-
-
-@pytest.mark.parametrize("name", ["empty", "noise", "absent"])
-def test_a_file_without_a_certificate_is_refused(files: dict[str, Path], name: str) -> None:
-    with pytest.raises(CertificateError, match=rf"^tls_certificate .*{name} cannot be used: "):
-        certificate_expiries(config(files, name, "key"))
+    files = {**files, "key": tmp_path / "key.pem"}
+    certificates[0].private_key_pem.write_to_path(files["key"])
+    made = tls({**files, "chain": chain}, "chain", "key", "ca")
+    made.read()
+    assert made.expiries.keys() == {"tls_certificate", "tls_client_ca"}
+    assert made.expiries["tls_certificate"] == first.timestamp()

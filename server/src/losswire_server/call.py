@@ -28,6 +28,8 @@ from losswire_server.errors import (
     ServiceError,
     StalledError,
 )
+from losswire_server.health import SERVICE
+from losswire_server.identity.gate import Gate, Identity
 from losswire_server.metrics import Exemplar, Metrics
 from losswire_server.stalls import Stalls
 from losswire_server.tasks import Caller
@@ -53,6 +55,7 @@ class Lobby:
 
     Attributes:
         tracing: Traces calls; None where that is off.
+        gate: Tells who calls, by the rules as they are now; None where everyone may. Another thread replaces it.
         draining: Set once the server takes no new evaluations.
         device_lost: Set, by any thread, once nothing can be evaluated any more. From then on no call succeeds.
         inflight: Number of calls in progress.
@@ -68,6 +71,7 @@ class Lobby:
     metrics: Metrics
     budget: ByteBudget
     tracing: Tracing | None = None
+    gate: Gate | None = None
     draining: bool = False
     device_lost: bool = False
     inflight: int = 0
@@ -111,6 +115,7 @@ class Call:
 
     Attributes:
         caller: Who waits for it, and until when.
+        tenant: Whose share of the server it takes, from its beginning to its end.
         reservation: The bytes that it holds.
         began_at: When the current evaluation began: the call arrived, or its first frame after another one came.
         trace: Its span; None where it is not traced.
@@ -129,6 +134,7 @@ class Call:
         # What it holds at least, from its first message on.
         self._least_bytes = MESSAGE_BYTES if method == "EvaluateStream" else 0
         self._admit_s = 0.0
+        self._identity: Identity | None = None
         self._context = context
         self._metrics = lobby.metrics
         self._arrived_at = self.began_at
@@ -153,6 +159,20 @@ class Call:
         remaining_s = context.time_remaining()
         return time.monotonic() + (config.default_deadline_s if remaining_s is None else remaining_s)
 
+    def identify(self) -> None:
+        """Have the gate say who makes the call and that they may, unless it has said so and nothing changed since.
+
+        Raises:
+            UnauthenticatedError, CredentialsExpiredError, PermissionDeniedError: what the gate raises.
+        """
+        gate = self.lobby.gate
+        if gate is None or (self._identity is not None and self._identity.is_of(gate)):
+            return
+        began = self._identity is None
+        self._identity = gate.identify(f"/{SERVICE}/{self.method}", self._context)
+        if began:
+            self.tenant = self._identity.tenant
+
     def take_admit_s(self) -> float:
         """Seconds spent waiting for admission since the last evaluation began."""
         admit_s, self._admit_s = self._admit_s, 0.0
@@ -163,10 +183,12 @@ class Call:
 
         Raises:
             DrainingError: if the server takes no new evaluations.
+            CredentialsExpiredError: if what the stream showed has expired; others where the rules have changed.
             QueueFullError: as `check_queue`.
         """
         if self.lobby.draining:
             raise DrainingError
+        self.identify()
         self.caller.deadline = self._deadline(self.lobby.config, self._context)
         self.check_queue()
 
@@ -322,6 +344,7 @@ class Call:
         lobby.working.add(task)
         try:
             lobby.check_device()
+            self.identify()
             reply = await behaviour(self)
             lobby.check_device()
             return reply

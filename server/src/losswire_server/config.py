@@ -93,6 +93,9 @@ class Config(BaseSettings):
     tls_certificate: Path | None = Field(None, description="PEM file with the server's certificate chain.")
     tls_key: Path | None = Field(None, description="PEM file with the key of --tls-certificate.")
     tls_client_ca: Path | None = Field(None, description="PEM file with the CAs of client certificates: demands one.")
+    identity: Path | None = Field(
+        None, description="TOML file that says who may call what, by token or certificate; without it, all may."
+    )
     reflection: bool = Field(False, description="Describe the service to tools through gRPC reflection.")
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")

@@ -2,6 +2,9 @@
 
 ServiceError
 ├── InvalidRequestError      INVALID_ARGUMENT     the request is wrong and will stay so
+├── UnauthenticatedError     UNAUTHENTICATED      no token or certificate tells who calls
+├── CredentialsExpiredError  UNAUTHENTICATED      the one that told has expired
+├── PermissionDeniedError    PERMISSION_DENIED    the caller is known, and may not
 ├── TensorNotFoundError      NOT_FOUND            send the weight itself, not only its digest
 ├── ChecksumMismatchError    DATA_LOSS            the bytes that arrived are not those that were announced
 ├── TooLargeError            RESOURCE_EXHAUSTED   the request is too large and will stay so
@@ -101,6 +104,27 @@ class InvalidRequestError(ServiceError):
     def __init__(self, reason: ErrorReason, field: str, got: object, accepted: str, hint: str = "") -> None:
         super().__init__(f"{field} is {got}; expected {accepted}{hint}")
         self.reason, self.field, self.got, self.accepted = reason, field, str(got), accepted
+
+
+class UnauthenticatedError(ServiceError):
+    """The call does not show who makes it. The message never holds what it showed instead."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = ErrorReason.ERROR_REASON_UNAUTHENTICATED
+
+
+class CredentialsExpiredError(ServiceError):
+    """The token or certificate was good, and has expired."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = ErrorReason.ERROR_REASON_CREDENTIALS_EXPIRED
+
+
+class PermissionDeniedError(ServiceError):
+    """The caller is known, and may not call the method."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = ErrorReason.ERROR_REASON_PERMISSION_DENIED
 
 
 class TensorNotFoundError(ServiceError):

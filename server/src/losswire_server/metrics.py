@@ -46,8 +46,9 @@ TRANSPORTS: Final = ("message", "session", "stream")
 REJECTIONS: Final = (
     *("OVERLOADED", "DRAINING", "TOO_LARGE", "DEADLINE_PASSED", "BODY_TIMEOUT"),
     *("OUT_OF_MEMORY", "DEVICE_LOST", "QUEUE_FULL", "STALLED", "IDLE"),
+    *("UNAUTHENTICATED", "CREDENTIALS_EXPIRED", "PERMISSION_DENIED"),
 )
-"""Reasons why the server could not take a request."""
+"""Reasons why the server could not take a request, or would not from its caller."""
 
 _REASONS: Final = tuple(name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys())  # noqa: SIM118 - no mapping
 
@@ -57,6 +58,9 @@ INVALID: Final = tuple(sorted({*_REASONS} - {*REJECTIONS, "UNSPECIFIED", "INTERN
 OUT_OF_MEMORY: Final = ("split", "refused")
 DEVICE_LOST: Final = ("error", "hang")
 NONFINITE: Final = ("nan", "infinite")
+FILES: Final = ("tls", "identity")
+"""Settings whose files are read again when they change."""
+RELOADS: Final = ("read", "failed")
 
 # 50 µs to 60 s, each bound about 1.8 times the one before.
 SECONDS: Final = (
@@ -194,9 +198,30 @@ class Metrics:
             registry=registry,
         )
         self.stored_bytes = Gauge("losswire_stored_bytes", "Bytes of class weights kept by digest.", registry=registry)
+        self._count_files(registry)
         self.ready = Gauge(
             "losswire_ready", "1 while the server accepts work, 0 before and while draining.", registry=registry
         )
+
+    def _count_files(self, registry: CollectorRegistry) -> None:
+        self._expiry: Gauge | None = None
+        reloads = Counter(
+            "losswire_file_reloads",
+            "Files that were read again after they changed: what they hold is in force (read), or cannot be used "
+            "(failed).",
+            ["setting", "outcome"],
+            registry=registry,
+        )
+        self.file_reloads = {
+            (setting, outcome): reloads.labels(setting, outcome) for setting in FILES for outcome in RELOADS
+        }
+        stale = Gauge(
+            "losswire_stale_files",
+            "1 while the files of a setting cannot be used as they are, and what was read before stays in force.",
+            ["setting"],
+            registry=registry,
+        )
+        self.stale_files = {setting: stale.labels(setting) for setting in FILES}
 
     def call_ended(self, method: str, code: str, duration_s: float, exemplar: Exemplar | None = None) -> None:
         """Count a call by its status."""
@@ -246,11 +271,12 @@ class Metrics:
 
     def certificates_expire(self, moments: Mapping[str, float]) -> None:
         """Export when the earliest certificate of each file expires, in seconds of the Unix epoch, by setting."""
-        expiry = Gauge(
-            "losswire_certificate_expiry_timestamp_seconds",
-            "Moment at which the first certificate of a file expires, by the setting that names the file.",
-            ["setting"],
-            registry=self.registry,
-        )
+        if self._expiry is None:
+            self._expiry = Gauge(
+                "losswire_certificate_expiry_timestamp_seconds",
+                "Moment at which the first certificate of a file expires, by the setting that names the file.",
+                ["setting"],
+                registry=self.registry,
+            )
         for setting, moment in moments.items():
-            expiry.labels(setting).set(moment)
+            self._expiry.labels(setting).set(moment)

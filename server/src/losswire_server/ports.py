@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import prometheus_client
 from prometheus_client import CollectorRegistry
 
 from losswire.v1 import GetInfoResponse
 from losswire_server.config import Config
 from losswire_server.health import HealthServer
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 class StartError(Exception):
@@ -37,6 +43,7 @@ class SidePorts:
         except OSError as error:
             reason = f"{config.metrics_listen} cannot be bound: {error.strerror}"
             raise StartError(f"metrics_listen: {reason}") from error
+        self._http.set_app(_at_metrics_alone(prometheus_client.make_wsgi_app(registry)))
         self.metrics_address = with_port(config.metrics_listen, self._http.server_port)
 
     def start(self) -> None:
@@ -60,6 +67,18 @@ class SidePorts:
         self._health.stop()
         self._http.shutdown()
         self._http.server_close()
+
+
+def _at_metrics_alone(app: WSGIApplication) -> WSGIApplication:
+    """The application at /metrics, where it would answer at every path."""
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/metrics":
+            return app(environ, start_response)
+        start_response("404 Not Found", [("Content-Type", "text/plain")])
+        return [b"metrics are at /metrics\n"]
+
+    return answer
 
 
 def with_port(address: str, port: int) -> str:

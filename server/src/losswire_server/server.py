@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Final
 
 import grpc
 import prometheus_client
 import structlog
 import torch
-from grpc_reflection.v1alpha import reflection
 
 from losswire_server.admission import ByteBudget
 from losswire_server.call import Lobby
@@ -20,7 +20,9 @@ from losswire_server.device import device_memory, open_device
 from losswire_server.device_loss import FLUSH_S, DeviceFailedError, DeviceLoss
 from losswire_server.engine import Engine
 from losswire_server.expected import parse_shapes
-from losswire_server.health import SERVICE
+from losswire_server.identity.files import read_gate
+from losswire_server.identity.policy import MethodTable
+from losswire_server.identity.settings import IdentityError
 from losswire_server.info import server_info
 from losswire_server.limits import SERVICE_OPTIONS
 from losswire_server.loop_delay import LoopDelay
@@ -28,10 +30,12 @@ from losswire_server.losses.cross_entropy import open_backend
 from losswire_server.losses.warm_up import ALWAYS, warm_up
 from losswire_server.metrics import Metrics
 from losswire_server.ports import StartError, with_port
+from losswire_server.reflection import reflection_methods
 from losswire_server.run_counters import RunCounters
 from losswire_server.servicer import Servicer
-from losswire_server.tls import certificate_expiries, server_credentials
+from losswire_server.tls import CertificateError, Tls
 from losswire_server.tracing import open_tracing
+from losswire_server.watched_files import WatchedFiles
 from losswire_server.weights import WeightStore
 
 REPLY_PATIENCE_S: Final = 5.0
@@ -51,6 +55,7 @@ class Server:
     Raises:
         StartError: if an address cannot be bound.
         CertificateError: if a certificate cannot be used.
+        IdentityError: if the identity file, or one that it names, cannot be.
         DeviceError: if the device is not there.
         BackendMissingError: if the backend is not.
         TracingError: if traces are asked for and their packages are not.
@@ -80,6 +85,9 @@ class Server:
         self._engine = Engine(backend, self._metrics, self._loop, config.watchdog_s, self._device_lost)
         self._lobby.backlog_s = self._engine.backlog_s
         self._loop_delay = LoopDelay(self._loop, self._metrics.loop_delay.observe)
+        self._files = WatchedFiles(self._metrics, (CertificateError, IdentityError))
+        self._tls = Tls.of(config)
+        self._read_files()
         self._server = self._open_data_server(share_port)
         self.address = self._bind_data()
         self._describe()
@@ -101,6 +109,7 @@ class Server:
         self._tell = on_device_lost
         self._engine.start()
         self._loop_delay.start()
+        self._files.start()
         await self._server.start()
         self._metrics.ready.set(1)
 
@@ -134,6 +143,7 @@ class Server:
         if not self._lobby.device_lost:
             await asyncio.to_thread(self._engine.stop)
         self._loop_delay.stop()
+        await asyncio.to_thread(self._files.stop)
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.stop)
         if self._lobby.device_lost:
@@ -157,19 +167,38 @@ class Server:
             ("grpc.max_connection_age_ms", int(self.config.max_connection_age_s * 1000)),
         )
         server = grpc.aio.server(options=(*SERVICE_OPTIONS, *own))
-        servicer = Servicer(self._lobby, self._engine, self._weights, self.info)
-        server.add_generic_rpc_handlers((servicer.handler(),))
+        methods = Servicer(self._lobby, self._engine, self._weights, self.info).methods()
         if self.config.reflection:
-            reflection.enable_server_reflection((SERVICE, reflection.SERVICE_NAME), server)
+            methods.update(reflection_methods(self._lobby))
+        server.add_generic_rpc_handlers((MethodTable(methods),))
         return server
 
+    def _read_files(self) -> None:
+        """Read certificates and identities, now and whenever they change."""
+        tls, path = self._tls, self.config.identity
+        if tls is not None:
+
+            def read_tls() -> Collection[Path]:
+                paths = tls.read()
+                self._metrics.certificates_expire(tls.expiries)
+                return paths
+
+            self._files.add("tls", read_tls)
+        if path is not None:
+
+            def read_identity() -> Collection[Path]:
+                self._lobby.gate, paths = read_gate(path, self.config)
+                return paths
+
+            self._files.add("identity", read_identity)
+
     def _bind_data(self) -> str:
-        listen, credentials = self.config.listen, server_credentials(self.config)
+        listen = self.config.listen
         try:
-            if credentials is None:
+            if self._tls is None:
                 port = self._server.add_insecure_port(listen)
             else:
-                port = self._server.add_secure_port(listen, credentials)
+                port = self._server.add_secure_port(listen, self._tls.credentials())
         except RuntimeError as error:
             raise StartError(f"listen: {listen} cannot be bound; is it taken?") from error
         return with_port(listen, port)
@@ -187,5 +216,3 @@ class Server:
             build={"version": self.info.version, "torch": self.info.torch_version, "grpc": grpc.__version__},
             device={"device": self.info.device, "name": self.info.device_name, "backend": self.info.backend},
         )
-        if moments := certificate_expiries(self.config):
-            metrics.certificates_expire(moments)

@@ -52,18 +52,16 @@ class Servicer:
         # Apart, for what is a request in the one may be another thing in the other.
         self._known, self._known_frames = KnownRequests(engine.in_place), KnownRequests(engine.in_place)
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """What a `grpc.aio` server registers."""
+    def methods(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """What a `grpc.aio` server registers, by path."""
         unary, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                "Evaluate": unary(self._serve("Evaluate", self._evaluate)),
-                "EvaluateStream": stream(self._serve("EvaluateStream", self._evaluate_stream)),
-                "PutTensor": unary(self._serve("PutTensor", self._put_tensor)),
-                "GetInfo": unary(self._serve("GetInfo", self._get_info)),
-            },
-        )
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Evaluate": unary(self._serve("Evaluate", self._evaluate)),
+            "EvaluateStream": stream(self._serve("EvaluateStream", self._evaluate_stream)),
+            "PutTensor": unary(self._serve("PutTensor", self._put_tensor)),
+            "GetInfo": unary(self._serve("GetInfo", self._get_info)),
+        }
+        return {f"/{SERVICE}/{method}": handler for method, handler in handlers.items()}
 
     def _serve(self, method: str, behaviour: Callable[[Call], Any]) -> Callable[..., Any]:
         async def serve(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> bytes | None:

@@ -10,6 +10,8 @@ import structlog
 from losswire_server.config import Config
 from losswire_server.device import DeviceError
 from losswire_server.device_loss import DeviceLoss, exit_soon
+from losswire_server.identity.policy import PolicyError
+from losswire_server.identity.settings import IdentityError
 from losswire_server.losses.cpu import BackendMissingError
 from losswire_server.losses.warm_up import WarmUpError
 from losswire_server.ports import SidePorts, StartError
@@ -22,6 +24,8 @@ from losswire_server.tracing import TracingError
 START_ERRORS: Final = (
     StartError,
     CertificateError,
+    IdentityError,
+    PolicyError,
     DeviceError,
     BackendMissingError,
     WarmUpError,

@@ -1,9 +1,11 @@
-"""TLS credentials of the data port."""
+"""TLS of the data port: a certificate, its key, and the authorities of client certificates, live from their files."""
 
 from __future__ import annotations
 
 import ssl
+from collections.abc import Collection
 from pathlib import Path
+from typing import Final
 
 import grpc
 from cryptography import x509
@@ -15,15 +17,71 @@ class CertificateError(Exception):
     """A certificate, key or CA file cannot be used."""
 
 
-def server_credentials(config: Config) -> grpc.ServerCredentials | None:
-    """Credentials from the configured files; None where TLS is off.
+_NOTHING: Final = grpc.ssl_server_certificate_configuration([(b"", b"")])
 
-    Raises:
-        CertificateError: if a file cannot be read, is not PEM, or the key is not the certificate's.
+
+class Tls:
+    """What the data port shows and trusts in a handshake: always that of the files as `read` found them last.
+
+    A connection keeps what it was made with; `max_connection_age_s` bounds for how long.
+
+    Args:
+        certificate: PEM file with the server's certificate chain.
+        key: PEM file with its key.
+        client_ca: PEM file with the CAs of client certificates, which are then demanded; None for none.
+
+    Attributes:
+        expiries: When the first certificate of each file expires, in seconds of the Unix epoch, by setting.
     """
-    certificate, key, client_ca = config.tls_certificate, config.tls_key, config.tls_client_ca
-    if certificate is None or key is None:
-        return None
+
+    def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
+        self._certificate, self._key, self._client_ca = certificate, key, client_ca
+        self.expiries: dict[str, float] = {}
+        self._current = self._shown = _NOTHING
+
+    @classmethod
+    def of(cls, config: Config) -> Tls | None:
+        """That of the settings; None where TLS is off."""
+        if config.tls_certificate is None or config.tls_key is None:
+            return None
+        return cls(config.tls_certificate, config.tls_key, config.tls_client_ca)
+
+    def read(self) -> Collection[Path]:
+        """Read the files, show what they hold to clients that connect from now on, and return their paths.
+
+        Raises:
+            CertificateError: if a file cannot be read, is not PEM, or the key is not the certificate's.
+        """
+        certificate, key, client_ca = self._certificate, self._key, self._client_ca
+        _check(certificate, key, client_ca)
+        paths = {"tls_certificate": certificate, "tls_client_ca": client_ca}
+        expiries = {setting: _first_expiry(setting, path) for setting, path in paths.items() if path is not None}
+        self._current = grpc.ssl_server_certificate_configuration(
+            [(key.read_bytes(), certificate.read_bytes())],
+            root_certificates=None if client_ca is None else client_ca.read_bytes(),
+        )
+        self.expiries = expiries
+        return [path for path in (certificate, key, client_ca) if path is not None]
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """What gRPC wants, once the files were read."""
+        self._shown = self._current
+        return grpc.dynamic_ssl_server_credentials(
+            self._shown,
+            self._change,  # type: ignore[arg-type]  # The types know no None, gRPC's documentation does.
+            require_client_authentication=self._client_ca is not None,
+        )
+
+    def _change(self) -> grpc.ServerCertificateConfiguration | None:
+        """What differs since the last handshake; None for nothing. gRPC asks before each, on a thread of its own."""
+        current = self._current
+        if current is self._shown:
+            return None
+        self._shown = current
+        return current
+
+
+def _check(certificate: Path, key: Path, client_ca: Path | None) -> None:
     # gRPC reports an unusable pair only as failed handshakes, to the clients; the ssl module says what is wrong.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
@@ -36,21 +94,6 @@ def server_credentials(config: Config) -> grpc.ServerCredentials | None:
             context.load_verify_locations(client_ca)
     except OSError as error:
         raise CertificateError(f"tls_client_ca {client_ca} cannot be used: {error}") from error
-    return grpc.ssl_server_credentials(
-        [(key.read_bytes(), certificate.read_bytes())],
-        root_certificates=_read(client_ca),
-        require_client_auth=client_ca is not None,
-    )
-
-
-def certificate_expiries(config: Config) -> dict[str, float]:
-    """When the first certificate of each configured file expires, in seconds of the Unix epoch, by setting.
-
-    Raises:
-        CertificateError: if a file holds no certificate.
-    """
-    paths = {"tls_certificate": config.tls_certificate, "tls_client_ca": config.tls_client_ca}
-    return {setting: _first_expiry(setting, path) for setting, path in paths.items() if path is not None}
 
 
 def _first_expiry(setting: str, path: Path) -> float:
@@ -59,7 +102,3 @@ def _first_expiry(setting: str, path: Path) -> float:
     except (OSError, ValueError) as error:
         raise CertificateError(f"{setting} {path} cannot be used: {error}") from error
     return min(certificate.not_valid_after_utc.timestamp() for certificate in certificates)
-
-
-def _read(path: Path | None) -> bytes | None:
-    return None if path is None else path.read_bytes()
