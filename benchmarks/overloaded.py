@@ -68,7 +68,7 @@ def main() -> int:
     server.open_backend = open_backend  # type: ignore[assignment,attr-defined]
     without = os.environ.get(WITHOUT)
     if without != "tenants":
-        servicer.Call = TenantCall  # type: ignore[misc,attr-defined]
+        servicer.Call = TenantCall  # type: ignore[attr-defined]
     if without == "bounds":
         call.QUEUE_SHARE = engine.MAX_BATCH_S = 1e9  # type: ignore[misc]
     return cli.main()
