@@ -27,5 +27,5 @@ lock() { # TARGET REQUIREMENT ARGUMENTS…
 }
 
 lock cpu "torch==$torch+cpu" "$@"
-# Three signs: the build of that very name, which brings CUDA and Triton.
-lock gpu "torch===$torch" --extra gpu "$@"
+# With CUDA and Triton, from the package index alone: a folder's build for CPUs has the same version, and would lend its hash.
+PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS='' lock gpu "torch==$torch" --extra gpu "$@"

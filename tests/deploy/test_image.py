@@ -85,3 +85,13 @@ def test_the_server_is_process_1_without_privileges() -> None:
     assert 'ENTRYPOINT ["losswire-server"]' in lines
     assert "STOPSIGNAL SIGTERM" in lines
     assert users[-1] == "USER 65532:65532"
+
+
+def test_each_image_is_locked_to_its_own_build_of_pytorch() -> None:
+    def hashes(target: str) -> set[str]:
+        [entry] = re.findall(r"^torch==.*(?:\n    --hash.*)+", (LOCKS / f"{target}.txt").read_text(), re.MULTILINE)
+        return set(re.findall(r"sha256:[0-9a-f]{64}", entry))
+
+    assert hashes("cpu")
+    assert hashes("gpu")
+    assert not hashes("cpu") & hashes("gpu")
