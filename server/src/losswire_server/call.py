@@ -41,7 +41,7 @@ IDLE_RESOLUTION_S: Final = 1.0
 ABORT_TIMEOUT_S: Final = 1.0
 """How long a status may take to be written. gRPC writes in order, so one message that nobody reads holds it up."""
 
-QUEUE_SHARE: Final = 0.25
+QUEUE_SHARE: Final = 0.2
 """Most of the time that a caller has left which its request may spend in the queue."""
 
 _log = structlog.get_logger()
@@ -174,7 +174,7 @@ class Call:
         """Refuse work that the device would come to too late, before more is spent on it.
 
         Raises:
-            QueueFullError: if what is queued takes longer than `max_queue_s`, or a quarter of the time that is left.
+            QueueFullError: if what is queued takes longer than `max_queue_s`, or a fifth of the time that is left.
             DeadlinePassedError: if none is left.
         """
         if (remaining_s := self.caller.deadline - time.monotonic()) <= 0:

@@ -124,7 +124,7 @@ class Config(BaseSettings):
         gt=0,
         le=3600,
         description="Seconds of work that may be queued for the device when a request comes; "
-        "never more than a quarter of the time that its caller has left.",
+        "never more than a fifth of the time that its caller has left.",
     )
     max_stall_s: float = Field(
         1.0,
