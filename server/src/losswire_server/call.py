@@ -175,14 +175,16 @@ class Call:
 
         Raises:
             QueueFullError: if what is queued takes longer than `max_queue_s`, or a fifth of the time that is left.
-            DeadlinePassedError: if none is left.
+            DeadlinePassedError: if something is queued and no time is left.
         """
+        backlog_s = self.lobby.backlog_s(self.caller.tenant)
+        if backlog_s <= 0:
+            return
         if (remaining_s := self.caller.deadline - time.monotonic()) <= 0:
             raise DeadlinePassedError
-        if (backlog_s := self.lobby.backlog_s(self.caller.tenant)) > 0:
-            limit_s = min(self.lobby.config.max_queue_s, QUEUE_SHARE * remaining_s)
-            if backlog_s > limit_s:
-                raise QueueFullError(backlog_s, limit_s, max(backlog_s - limit_s, MIN_RETRY_AFTER_S))
+        limit_s = min(self.lobby.config.max_queue_s, QUEUE_SHARE * remaining_s)
+        if backlog_s > limit_s:
+            raise QueueFullError(backlog_s, limit_s, max(backlog_s - limit_s, MIN_RETRY_AFTER_S))
 
     async def receive(self, held_bytes: int = 0) -> bytes | None:
         """The next message; None once the caller has sent its last.
@@ -315,6 +317,8 @@ class Call:
             duration_s = now - self._arrived_at
             metrics = self._metrics
             metrics.ledger.note(metrics.call_ended, self.method, code.name, duration_s, self.exemplar)
+            if metrics.tenants is not None:
+                metrics.ledger.note(metrics.tenants.call_ended, self.tenant.name, code)
 
     async def _work(self, behaviour: Callable[[Call], Awaitable[bytes | None]]) -> bytes | None:
         lobby, task = self.lobby, asyncio.current_task()

@@ -170,6 +170,8 @@ class Config(BaseSettings):
         description='Runs with counters of their own where --runs does not list them; the rest are "other".',
     )
 
+    tenant_metrics: bool = Field(False, description="Count calls and time of the device by tenant, and so name them.")
+
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="auto: console on a terminal, else json."
     )
