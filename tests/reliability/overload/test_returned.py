@@ -80,7 +80,7 @@ class Stage:
     """A server without a network, and the calls that a test makes to it."""
 
     def __init__(self, depth: int = 1, **settings: Any) -> None:
-        self.lobby = make_lobby(max_wait_s=60.0, **settings)
+        self.lobby = make_lobby(max_wait_s=60.0, max_stall_s=3600.0, **settings)
         self.backend = HeldBackend(depth)
         self.engine = Engine(self.backend, self.lobby.metrics, asyncio.get_running_loop())
         self.lobby.backlog_s = self.engine.backlog_s
