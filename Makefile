@@ -31,7 +31,7 @@ SHELL_FILES := .ci/run $(wildcard deploy/*/*.sh tests/e2e/*/*.sh)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install proto check fix test test-reliability test-ray test-gpu e2e image chart lock demo serve bench bench-kernels bench-peers bench-full bench-gpu clean
+.PHONY: help install proto check fix test test-reliability test-ray test-gpu e2e image chart lock demo serve bench bench-kernels bench-peers bench-overload bench-full bench-gpu clean
 .PHONY: check-python check-types check-proto check-generated check-chart check-shell fresh
 
 help: ## Print this list
@@ -91,6 +91,9 @@ bench-kernels: $(INSTALLED) ## Measure the CPU kernel against reading, PyTorch a
 
 bench-peers: $(INSTALLED) ## Measure losswire beside Triton, Ray Serve, LitServe, BentoML and plain grpcio
 	$(BIN)/python -m benchmarks.bench_peers $(ARGS)
+
+bench-overload: $(INSTALLED) ## Measure what a server does with ten times its load, a greedy tenant and a slow replica
+	$(BIN)/python -m benchmarks.bench_overload $(ARGS)
 
 bench-full: $(PLOTTING) ## Measure everything and draw the plots, in about 25 minutes; ARGS='--only peers,plots' for parts
 	$(BIN)/python -m benchmarks.full $(ARGS)

@@ -29,6 +29,7 @@ class SlowDevice:
     """Sleeps, then evaluates on the CPU."""
 
     name = "cpu"
+    kernel = ""
     inline_bytes = 0
     depth = 1
 

@@ -59,6 +59,7 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "max_inflight_bytes": ("1073741824", 1024 * MIB),
     "max_waiting_calls": ("5", 5),
     "max_wait_s": ("0.25", 0.25),
+    "tenant_metrics": ("true", True),
     "max_queue_s": ("2.5", 2.5),
     "max_stall_s": ("0.5", 0.5),
     "max_stored_bytes": ("0", 0),

@@ -27,7 +27,8 @@ from made_requests import (
 )
 
 from losswire.v1 import DataType, EmptyMean, Output, Reduction
-from losswire.v1.tensor_format import tensor_digest
+from losswire.v1.tensor_format import begin_digest, tensor_digest
+from losswire_server import weights as weights_module
 from losswire_server.errors import ChecksumMismatchError, InvalidRequestError, TensorNotFoundError, TooLargeError
 from losswire_server.evaluation import Evaluation
 from losswire_server.frames import Request
@@ -224,6 +225,29 @@ def test_a_weight_that_is_not_that_of_its_digest_is_refused_and_not_kept() -> No
         evaluation.add(*WEIGHT_CHUNK)
     assert reason_of(caught.value) == "DIGEST_MISMATCH"
     assert weights.get(wrong) is None
+
+
+def test_a_weight_is_hashed_as_it_comes_so_that_its_last_chunk_costs_no_more_than_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hashed: list[int] = []
+
+    class Spy:
+        def __init__(self, *arguments: Any) -> None:
+            self._digest = begin_digest(*arguments)
+            self.digest = self._digest.digest
+
+        def update(self, data: memoryview) -> None:
+            hashed.append(len(data))
+            self._digest.update(data)
+
+    monkeypatch.setattr(weights_module, "begin_digest", Spy)
+    data, weights = tensor_bytes(WEIGHT), WeightStore(MIB)
+    evaluation = begin(weighted_header(weight_digest=DIGEST), weights=weights)
+    for start in range(0, len(data), 4):
+        evaluation.add("weight", data[start : start + 4])
+    assert hashed == [4] * 3
+    assert weights.get(DIGEST) is not None
 
 
 def test_a_digest_of_nothing_that_is_held_is_not_found_and_one_of_other_classes_does_not_fit() -> None:

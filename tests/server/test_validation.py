@@ -449,10 +449,10 @@ def test_a_weight_that_is_not_the_one_its_digest_names_is_refused() -> None:
     def plan(digest: bytes) -> Plan:
         return check_request(make_request(LOGITS, TARGET, weight=announced((5,), F32), weight_digest=digest))
 
-    check_weight_digest(plan(digest), memoryview(weight))
-    for wrong, data in ((bytes(32), weight), (digest, bytes(20))):
+    check_weight_digest(plan(digest), digest)
+    for named, found in ((bytes(32), digest), (digest, tensor_digest((5,), F32, bytes(20)))):
         with pytest.raises(InvalidRequestError) as caught:
-            check_weight_digest(plan(wrong), memoryview(data))
+            check_weight_digest(plan(named), found)
         assert reason_of(caught.value) == "DIGEST_MISMATCH"
 
 

@@ -90,15 +90,16 @@ class ByteBudget:
 
     def _try_take(self, share: Share, byte_count: int) -> bool:
         """Take bytes, or give some back where `byte_count` is negative, if nobody has to wait for that; whether so."""
+        waiting = self._waiting.count
         if byte_count > 0 and (
-            len(self._waiting)
+            waiting
             or self.used_bytes + byte_count > self.capacity_bytes
             or share.used_bytes + byte_count > share.limit_bytes
         ):
             return False
         self.used_bytes += byte_count
         share.used_bytes += byte_count
-        if len(self._waiting):
+        if waiting:
             self._admit_waiting()
         return True
 

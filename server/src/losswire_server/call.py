@@ -43,7 +43,7 @@ IDLE_RESOLUTION_S: Final = 1.0
 ABORT_TIMEOUT_S: Final = 1.0
 """How long a status may take to be written. gRPC writes in order, so one message that nobody reads holds it up."""
 
-QUEUE_SHARE: Final = 0.25
+QUEUE_SHARE: Final = 0.2
 """Most of the time that a caller has left which its request may spend in the queue."""
 
 _log = structlog.get_logger()
@@ -196,15 +196,17 @@ class Call:
         """Refuse work that the device would come to too late, before more is spent on it.
 
         Raises:
-            QueueFullError: if what is queued takes longer than `max_queue_s`, or a quarter of the time that is left.
-            DeadlinePassedError: if none is left.
+            QueueFullError: if what is queued takes longer than `max_queue_s`, or a fifth of the time that is left.
+            DeadlinePassedError: if something is queued and no time is left.
         """
+        backlog_s = self.lobby.backlog_s(self.caller.tenant)
+        if backlog_s <= 0:
+            return
         if (remaining_s := self.caller.deadline - time.monotonic()) <= 0:
             raise DeadlinePassedError
-        if (backlog_s := self.lobby.backlog_s(self.caller.tenant)) > 0:
-            limit_s = min(self.lobby.config.max_queue_s, QUEUE_SHARE * remaining_s)
-            if backlog_s > limit_s:
-                raise QueueFullError(backlog_s, limit_s, max(backlog_s - limit_s, MIN_RETRY_AFTER_S))
+        limit_s = min(self.lobby.config.max_queue_s, QUEUE_SHARE * remaining_s)
+        if backlog_s > limit_s:
+            raise QueueFullError(backlog_s, limit_s, max(backlog_s - limit_s, MIN_RETRY_AFTER_S))
 
     async def receive(self, held_bytes: int = 0) -> bytes | None:
         """The next message; None once the caller has sent its last.
@@ -337,6 +339,8 @@ class Call:
             duration_s = now - self._arrived_at
             metrics = self._metrics
             metrics.ledger.note(metrics.call_ended, self.method, code.name, duration_s, self.exemplar)
+            if metrics.tenants is not None:
+                metrics.ledger.note(metrics.tenants.call_ended, self.tenant.name, code)
 
     async def _work(self, behaviour: Callable[[Call], Awaitable[bytes | None]]) -> bytes | None:
         lobby, task = self.lobby, asyncio.current_task()

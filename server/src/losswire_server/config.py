@@ -127,7 +127,7 @@ class Config(BaseSettings):
         gt=0,
         le=3600,
         description="Seconds of work that may be queued for the device when a request comes; "
-        "never more than a quarter of the time that its caller has left.",
+        "never more than a fifth of the time that its caller has left.",
     )
     max_stall_s: float = Field(
         1.0,
@@ -172,6 +172,8 @@ class Config(BaseSettings):
         le=10_000,
         description='Runs with counters of their own where --runs does not list them; the rest are "other".',
     )
+
+    tenant_metrics: bool = Field(False, description="Count calls and time of the device by tenant, and so name them.")
 
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="auto: console on a terminal, else json."

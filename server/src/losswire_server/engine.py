@@ -342,6 +342,8 @@ class Engine:
         owed = self._owed[tenant] = self._owed[tenant] - task.cost
         if not owed:
             del self._owed[tenant]
+        if (tenants := self._metrics.tenants) is not None:
+            self._metrics.ledger.note(tenants.evaluated, tenant.name, task.compute_s)
 
 
 def _is_lost(outcome: Outcome) -> bool:

@@ -37,17 +37,18 @@ class FairQueue(Generic[_Item]):
     ['many 0', 'one', 'many 1', 'many 2', 'many 3']
 
     Attributes:
-        cost: Of all items.
+        count: How many items there are.
+        cost: Of all of them.
     """
 
     def __init__(self) -> None:
         self._flows: dict[Tenant, _Flow[_Item]] = {}
         self._now = 0.0
-        self._count = 0
+        self.count = 0
         self.cost = 0.0
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def push(self, tenant: Tenant, item: _Item, cost: float) -> None:
         """Add an item to the end of its tenant's line."""
@@ -59,7 +60,7 @@ class FairQueue(Generic[_Item]):
         flow.items[item] = cost
         flow.cost += cost
         self.cost += cost
-        self._count += 1
+        self.count += 1
 
     def next(self, ready: Callable[[Tenant, float], bool] | None = None) -> tuple[Tenant, _Item, float] | None:
         """Whose turn it is, what, and at what cost; None where there is nothing.
@@ -117,8 +118,8 @@ class FairQueue(Generic[_Item]):
         cost = flow.items.pop(item)
         flow.cost -= cost
         self.cost -= cost
-        self._count -= 1
-        if not self._count:
+        self.count -= 1
+        if not self.count:
             # Where nobody waits there are no turns, and all begin anew.
             self._flows.clear()
             self._now = 0.0

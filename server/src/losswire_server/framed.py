@@ -22,7 +22,7 @@ from losswire_server.plan import TORCH_DTYPES, Plan, flat_tensor, parameters_of
 from losswire_server.receipt import Receipt
 from losswire_server.sizes import check_sample_fits
 from losswire_server.validation import check_probability_values, read_labels
-from losswire_server.weights import WeightStore, received_weight, stored_weight
+from losswire_server.weights import ReceivedWeight, WeightStore, stored_weight
 
 
 class FramedEvaluation(Evaluation):
@@ -43,7 +43,7 @@ class FramedEvaluation(Evaluation):
         self._weights = weights
         self._max_bytes = max_bytes
         self._receipt = Receipt(plan)
-        self._weight_chunks: list[memoryview] = []
+        self._weight: ReceivedWeight | None = None
         self._parameters = parameters_of(plan, None if plan.weight else stored_weight(plan, weights))
         self._cutter: BlockCutter | None = None
         self._state_bytes = check_sample_fits(plan, self._parameters, max_bytes)
@@ -117,12 +117,12 @@ class FramedEvaluation(Evaluation):
     def _add_weight(self, data: memoryview) -> None:
         plan = self.plan.weight
         assert plan is not None, "the receipt takes no weight that was not announced"
-        self._weight_chunks.append(data)
-        if self._receipt.received["weight"] < plan.byte_count:
-            return
-        whole = memoryview(b"".join(self._weight_chunks))
-        self._weight_chunks.clear()
-        self._open_cutter(replace(self._parameters, weight=received_weight(self.plan, whole, self._weights)))
+        if self._weight is None:
+            self._weight = ReceivedWeight(self.plan, self._weights)
+        self._weight.add(data)
+        if self._receipt.received["weight"] == plan.byte_count:
+            self._open_cutter(replace(self._parameters, weight=self._weight.end()))
+            self._weight = None
 
     def _add_target(self, data: memoryview, first_element: int) -> None:
         if not self.plan.target_is_probabilities:

@@ -28,6 +28,7 @@ from losswire.v1 import ErrorReason
 from losswire.v1.tensor_format import FLOATING, dtype_name
 from losswire_server.ledger import Ledger
 from losswire_server.run_counters import RunCounters
+from losswire_server.tenant_counters import TenantCounters
 
 if TYPE_CHECKING:
     from losswire_server.evaluation import Totals
@@ -77,17 +78,22 @@ class Metrics:
     Args:
         registry: Where they are registered, together with those of the process, the platform and the garbage collector.
         runs: Those of the runs that requests name. Default: `RunCounters()`.
+        by_tenant: Whether to count by tenant too.
 
     Attributes:
         ledger: Takes the observations of the hot path.
+        tenants: Counts by tenant; None where that was not asked for.
     """
 
-    def __init__(self, registry: CollectorRegistry, runs: RunCounters | None = None) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, runs: RunCounters | None = None, *, by_tenant: bool = False
+    ) -> None:
         self.registry = registry
         self.ledger = Ledger()
         registry.register(self.ledger)
         self.runs = runs or RunCounters()
         registry.register(self.runs)
+        self.tenants = TenantCounters(registry) if by_tenant else None
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -154,7 +160,12 @@ class Metrics:
         self.invalid = {reason: invalid.labels(reason.lower()) for reason in INVALID}
         self.inflight_requests = Gauge("losswire_inflight_requests", "Calls in progress.", registry=registry)
         self.inflight_bytes = Gauge(
-            "losswire_inflight_bytes", "Bytes reserved by calls in progress.", registry=registry
+            "losswire_inflight_bytes",
+            "Bytes reserved by calls in progress, but for streams that idle, which make room for others.",
+            registry=registry,
+        )
+        self.idle_streams = Gauge(
+            "losswire_idle_streams", "Streams that idle between two evaluations.", registry=registry
         )
         self.max_inflight_bytes = Gauge(
             "losswire_max_inflight_bytes", "Bytes that calls in progress may reserve.", registry=registry

@@ -7,7 +7,7 @@ import time
 
 from losswire_server.call import Call
 from losswire_server.engine import Engine
-from losswire_server.errors import ServiceError
+from losswire_server.errors import DeadlinePassedError, ServiceError
 from losswire_server.evaluation import Evaluation, Totals
 from losswire_server.replies import StageSeconds
 from losswire_server.tally import Tally
@@ -67,6 +67,8 @@ class Run:
         if not self._is_queued:
             # It was checked before the request was read, and so were all that were read meanwhile.
             try:
+                if self.call.caller.deadline <= self._received_at:
+                    raise DeadlinePassedError
                 self.call.check_queue()
             except ServiceError as error:
                 task.outcome = error

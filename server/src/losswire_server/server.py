@@ -13,6 +13,7 @@ import prometheus_client
 import structlog
 import torch
 
+from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.admission import ByteBudget
 from losswire_server.call import Lobby
 from losswire_server.config import Config
@@ -71,7 +72,8 @@ class Server:
         # When each series began is of no use to anyone here, and doubles the page.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = prometheus_client.CollectorRegistry()
-        self._metrics = Metrics(self.registry, RunCounters(config.runs, config.max_runs))
+        runs = RunCounters(config.runs, config.max_runs)
+        self._metrics = Metrics(self.registry, runs, by_tenant=config.tenant_metrics)
         self._tracing = open_tracing(config)
         self._lobby = Lobby(
             config,
@@ -204,9 +206,10 @@ class Server:
         return with_port(listen, port)
 
     def _describe(self) -> None:
-        metrics, budget = self._metrics, self._lobby.budget
+        metrics, budget, idle = self._metrics, self._lobby.budget, self._lobby.idle
         metrics.inflight_requests.set_function(lambda: self._lobby.inflight)
-        metrics.inflight_bytes.set_function(lambda: budget.used_bytes)
+        metrics.inflight_bytes.set_function(lambda: max(0, budget.used_bytes - len(idle) * MESSAGE_BYTES))
+        metrics.idle_streams.set_function(lambda: len(idle))
         metrics.max_inflight_bytes.set(budget.capacity_bytes)
         metrics.waiting_requests.set_function(lambda: budget.waiting)
         metrics.stored_bytes.set_function(lambda: self._weights.used_bytes)

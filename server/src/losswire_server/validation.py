@@ -182,10 +182,8 @@ def check_stored_tensor(tensor: TensorField | None) -> tuple[bytes, torch.Tensor
     return tensor_digest(tensor.shape, tensor.dtype, tensor.data), flat_tensor(plan, memoryview(bytes(tensor.data)))
 
 
-def check_weight_digest(plan: Plan, weight: memoryview) -> None:
-    """Refuse a weight that is not the one its digest names."""
-    assert plan.weight is not None
-    digest = tensor_digest((plan.class_count,), plan.weight.dtype, weight)
+def check_weight_digest(plan: Plan, digest: bytes) -> None:
+    """Refuse a weight, of this digest, that is not the one its request names."""
     if plan.weight_digest != digest:
         raise InvalidRequestError(
             ErrorReason.ERROR_REASON_DIGEST_MISMATCH,

@@ -34,6 +34,9 @@ class Waits:
         self._waits: set[Wait] = set()
         self._is_looking = False
 
+    def __len__(self) -> int:
+        return len(self._waits)
+
     def until(self, limit: float, late: Callable[[], Exception] = TimeoutError, owner: Any = None) -> Wait:
         """Ends what the block waits for when its time is up.
 

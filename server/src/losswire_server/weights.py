@@ -8,8 +8,9 @@ from typing import Final
 
 import torch
 
+from losswire.v1.tensor_format import begin_digest
 from losswire_server.errors import TensorNotFoundError, TooLargeError
-from losswire_server.plan import Plan, flat_tensor
+from losswire_server.plan import TORCH_DTYPES, Plan, flat_tensor
 from losswire_server.validation import check_weight_digest, check_weight_shape
 
 ENTRY_BYTES: Final = 1024
@@ -77,20 +78,52 @@ def stored_weight(plan: Plan, weights: WeightStore) -> torch.Tensor | None:
     return weight
 
 
+class ReceivedWeight:
+    """A weight that comes in chunks: copied and hashed chunk by chunk, so that a large one holds up nobody at its end.
+
+    The weight may outlive the messages that bring it.
+
+    Args:
+        plan: The checked request, which announces it.
+        weights: Where it is kept if the request names it.
+    """
+
+    def __init__(self, plan: Plan, weights: WeightStore) -> None:
+        assert plan.weight is not None
+        self._plan, self._weights = plan, weights
+        self._tensor = torch.empty(plan.weight.elements, dtype=TORCH_DTYPES[plan.weight.dtype])
+        self._received = 0
+        self._digest = None if plan.weight_digest is None else begin_digest((plan.class_count,), plan.weight.dtype)
+
+    def add(self, chunk: memoryview) -> None:
+        """Take the next whole elements."""
+        assert self._plan.weight is not None
+        values = flat_tensor(self._plan.weight, chunk)
+        self._tensor[self._received : self._received + len(values)] = values
+        self._received += len(values)
+        if self._digest is not None:
+            self._digest.update(chunk)
+
+    def end(self) -> torch.Tensor:
+        """The weight, kept where the request names it.
+
+        Raises:
+            InvalidRequestError: if it is not the one that the digest names.
+        """
+        if self._digest is not None and self._plan.weight_digest is not None:
+            check_weight_digest(self._plan, self._digest.digest())
+            self._weights.put(self._plan.weight_digest, self._tensor)
+        return self._tensor
+
+
 def received_weight(plan: Plan, data: memoryview, weights: WeightStore) -> torch.Tensor:
-    """The weight that a request brought, kept where the request names it.
+    """The weight that a request brought in one piece, kept where the request names it. Raises as `ReceivedWeight.end`.
 
     Args:
         plan: The checked request.
-        data: All bytes of the weight. The weight may outlive the message that brought them, so they are copied.
+        data: All bytes of the weight.
         weights: Where it is kept.
-
-    Raises:
-        InvalidRequestError: if it is not the one that the digest names.
     """
-    assert plan.weight is not None
-    weight = flat_tensor(plan.weight, memoryview(bytes(data)))
-    if plan.weight_digest is not None:
-        check_weight_digest(plan, data)
-        weights.put(plan.weight_digest, weight)
-    return weight
+    weight = ReceivedWeight(plan, weights)
+    weight.add(data)
+    return weight.end()

@@ -53,6 +53,11 @@ def dtype_name(dtype: DataType) -> str:
 
 def tensor_digest(shape: Sequence[int], dtype: DataType, data: bytes | memoryview) -> bytes:
     """The 32 bytes that name a tensor by its content: the SHA-256 of `float32[10]` and the like, then of its bytes."""
-    digest = hashlib.sha256(f"{dtype_name(dtype)}[{','.join(map(str, shape))}]".encode())
+    digest = begin_digest(shape, dtype)
     digest.update(data)
     return digest.digest()
+
+
+def begin_digest(shape: Sequence[int], dtype: DataType) -> hashlib._Hash:
+    """What becomes a `tensor_digest` once it is updated with the tensor's bytes."""
+    return hashlib.sha256(f"{dtype_name(dtype)}[{','.join(map(str, shape))}]".encode())
