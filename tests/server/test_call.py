@@ -422,7 +422,7 @@ async def test_a_caller_that_leaves_is_gone_as_ever() -> None:
 # What the device would come to too late.
 
 
-def backlogged(backlog_s: float, **settings: float) -> Lobby:
+def backlogged(backlog_s: float, **settings: Any) -> Lobby:
     lobby = make_lobby(**settings)
     lobby.backlog_s = lambda tenant: backlog_s
     return lobby

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from losswire.aio_session import AsyncSession
 from losswire.aio_transports import AsyncGrpcTransport, AsyncTransport, ThreadTransport
 from losswire.base import DEFAULT_TIMEOUT_S, ClientBase
 from losswire.calls import Call, Exchange, GetInfoCall
-from losswire.channels import Tls
+from losswire.channels import Tls, Token
 from losswire.errors import LosswireError
 from losswire.hedged_transports import AsyncHedgedTransport
 from losswire.in_process import LOCAL_TARGET, InProcessTransport, load_local_server
@@ -41,14 +41,17 @@ class AsyncClient(ClientBase[AsyncSession]):
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         tls: Tls | bool | None = None,
-        token: str | Callable[[], str] | None = None,
+        token: Token | None = None,
         retry: RetryPolicy | None = None,
         channels: int = 1,
         channel_options: Sequence[tuple[str, Any]] = (),
         run: str | None = None,
         tracing: bool = False,
+        token_without_tls: bool = False,
     ) -> None:
-        super().__init__(target, timeout_s, tls, token, retry, channels, channel_options, run, tracing)
+        super().__init__(
+            target, timeout_s, tls, token, retry, channels, channel_options, run, tracing, token_without_tls
+        )
         self._transport = self._open_transport(channels)
 
     async def cross_entropy(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol, cast
@@ -17,11 +18,12 @@ import grpc
 import grpc.aio
 
 from losswire.channels import Endpoint
+from losswire.connections import Connections
 from losswire.errors import CallCancelledError
 from losswire.transports import GrpcTransport, Transport, drain, grpc_timeout, translate
-from losswire.turns import Turns
 
 _MAX_THREADS: Final = 64
+_CONNECT_TURN_S: Final = 1.0
 
 
 class AsyncTransport(Protocol):
@@ -94,37 +96,45 @@ class AsyncGrpcTransport:
     def __init__(self, endpoint: Endpoint, channel_count: int) -> None:
         self._endpoint = endpoint
         self._channel_count = channel_count
-        self._channels: list[grpc.aio.Channel] = []
-        self._turns = Turns(channel_count)
+        self._connections: Connections[grpc.aio.Channel] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
         self._streams: ThreadTransport | None = None
 
     async def connect(self, timeout_s: float) -> None:
         """Waits until all connections that were opened stand, the time is up or the transport is closed."""
-        waits = [channel.channel_ready() for channel in self._channels]
+        waits = [self._connect_messages(time.monotonic() + timeout_s)]
         if self._streams is not None:
             waits.append(self._streams.connect(timeout_s))
+        await asyncio.gather(*waits)
+
+    async def _connect_messages(self, deadline: float) -> None:
         # A channel that is closed meanwhile raises UsageError.
-        with contextlib.suppress(TimeoutError, grpc.aio.UsageError):
-            async with asyncio.timeout(timeout_s):
-                await asyncio.gather(*waits)
+        with contextlib.suppress(grpc.aio.UsageError):
+            while self._connections is not None and (remaining_s := deadline - time.monotonic()) > 0:
+                # In turns: certificates that changed meanwhile bring other connections.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(remaining_s, _CONNECT_TURN_S)):
+                        await asyncio.gather(*(channel.channel_ready() for channel in self._connections.current))
+                    return
 
     async def unary(self, method: str, request: bytes, timeout_s: float) -> bytes:
         """The reply to one message."""
-        index = self._turns.take()
+        connections = self._opened()
+        line = connections.take()
         try:
-            invoke: Any = self._channel(index).unary_unary(method)
+            invoke: Any = line.channel.unary_unary(method)
             call = invoke(request, timeout=grpc_timeout(timeout_s), metadata=self._endpoint.metadata())
             # When the task is cancelled, gRPC cancels the call.
             return cast(bytes, await call)
         except grpc.RpcError as error:
-            raise translate(error, self._endpoint) from error
+            raise translate(error, self._endpoint, connections.may_differ(line)) from error
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             raise CallCancelledError("the channel was closed during the call") from error
         finally:
-            self._turns.give_back(index)
+            connections.give_back(line)
 
     async def stream(self, frames: Iterator[bytes], timeout_s: float, take: Callable[[bytes], None]) -> None:
         """Gives each reply to `take`, in another thread."""
@@ -136,8 +146,9 @@ class AsyncGrpcTransport:
 
     async def close(self) -> None:
         """Ends all calls and connections."""
-        for channel in self._channels:
-            await channel.close()
+        if self._connections is not None:
+            for channel in self._connections.all():
+                await channel.close()
         if self._streams is not None:
             await self._streams.close()
 
@@ -146,14 +157,18 @@ class AsyncGrpcTransport:
             self._streams = ThreadTransport(GrpcTransport(self._endpoint, self._channel_count))
         return self._streams
 
-    def _channel(self, index: int) -> grpc.aio.Channel:
-        if not self._channels:
-            self._channels = [_open_channel(self._endpoint) for _ in range(self._channel_count)]
-        return self._channels[index]
+    def _opened(self) -> Connections[grpc.aio.Channel]:
+        if self._connections is None:
+            self._connections = Connections(self._endpoint, self._channel_count, _open_channel, self._close_soon)
+        return self._connections
+
+    def _close_soon(self, channel: grpc.aio.Channel) -> None:
+        task = asyncio.get_running_loop().create_task(channel.close())
+        self._closing.add(task)  # The loop alone would let go of it.
+        task.add_done_callback(self._closing.discard)
 
 
-def _open_channel(endpoint: Endpoint) -> grpc.aio.Channel:
-    credentials = endpoint.credentials()
+def _open_channel(endpoint: Endpoint, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
     if credentials is None:
         return grpc.aio.insecure_channel(endpoint.target, endpoint.options())
     return grpc.aio.secure_channel(endpoint.target, credentials, endpoint.options())

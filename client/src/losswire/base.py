@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 from losswire.calls import CrossEntropyCall, KnownWeights, PutTensorCall
-from losswire.channels import Endpoint, Tls
+from losswire.channels import Endpoint, Tls, Token
 from losswire.errors import ClosedError, InvalidArgumentError
 from losswire.evaluation import class_weight, evaluation, timeout
 from losswire.hedging import Hedging
@@ -39,17 +39,18 @@ class ClientBase(ABC, Generic[_Session]):
         target: str,
         timeout_s: float,
         tls: Tls | bool | None,
-        token: str | Callable[[], str] | None,
+        token: Token | None,
         retry: RetryPolicy | None,
         channels: int,
         channel_options: Sequence[tuple[str, Any]],
         run: str | None,
         tracing: bool,
+        token_without_tls: bool,
     ) -> None:
         if channels < 1:
             raise InvalidArgumentError(f"channels is {channels}; expected at least 1", field="channels")
         self._tracing = ClientTracing(target) if tracing else None
-        self._endpoint = Endpoint(target, tls, token, tuple(channel_options), self._tracing)
+        self._endpoint = Endpoint(target, tls, token, tuple(channel_options), self._tracing, token_without_tls)
         self._timeout_s = timeout(timeout_s)
         self._run_name = run_name(run)
         self._policy = retry or RetryPolicy()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from losswire.credential_files import CertificateFiles, TokenFile
 from losswire.errors import InvalidArgumentError
 from losswire.v1.framing import MESSAGE_BYTES
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from losswire.tracing import ClientTracing
 
 Pem = bytes | str | os.PathLike[str]
+
+Token = str | os.PathLike[str] | Callable[[], str]
+"""A bearer token, the file of one, or a function that returns the current one."""
 
 _SCHEMES_WITH_ADDRESSES: Final = ("dns", "ipv4", "ipv6")
 
@@ -56,6 +60,8 @@ _SERVICE_CONFIG: Final = json.dumps({"loadBalancingConfig": [{"round_robin": {}}
 class Tls:
     """How a connection is encrypted, and who the two sides are. Each part is PEM, as bytes or as the path of a file.
 
+    A file that changes is read again: calls that begin then go over new connections.
+
     Attributes:
         ca: Certificates that may vouch for the server. Default: those that gRPC ships.
         certificate: The client's own certificate chain, for mutual TLS.
@@ -74,8 +80,13 @@ class Tls:
             raise InvalidArgumentError(f"{missing} is absent; expected certificate and key together", field=missing)
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """What gRPC wants. Files are read anew, so that a new client uses a new certificate."""
+        """What gRPC wants, of the files as they are now."""
         return grpc.ssl_channel_credentials(_read_pem(self.ca), _read_pem(self.key), _read_pem(self.certificate))
+
+    def files(self) -> CertificateFiles:
+        """The parts that are files."""
+        certificate, key, ca = (_path(part) for part in (self.certificate, self.key, self.ca))
+        return CertificateFiles(certificate, key, ca)
 
 
 @dataclass(frozen=True)
@@ -85,33 +96,52 @@ class Endpoint:
     Attributes:
         target: Address as gRPC writes them: "localhost:50051", "dns:///losswire.example:50051", "unix:/run/losswire".
         tls: How to encrypt; True for a server that the system's certificates vouch for; None for plain text.
-        token: Bearer token, or a function that returns the current one, called before every attempt.
+        token: Bearer token; the path of a file that holds one, which is read again when it changes; or a function that
+            returns the current one, called before every attempt.
+        token_without_tls: Whether the token may travel readable beyond this machine, as behind a proxy that encrypts.
         channel_options: gRPC's channel arguments, which replace ours of the same name.
         tracing: Tells in which trace a call is; None where calls are not traced.
     """
 
     target: str
     tls: Tls | bool | None = None
-    token: str | Callable[[], str] | None = field(default=None, repr=False)
+    token: Token | None = field(default=None, repr=False)
     channel_options: Sequence[tuple[str, Any]] = ()
     tracing: ClientTracing | None = field(default=None, repr=False)
+    token_without_tls: bool = False
+    current_token: Callable[[], str] | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, str):
             raise TypeError(f"target is a {type(self.target).__name__}; expected a string such as 'localhost:50051'")
         if not self.target:
             raise InvalidArgumentError("target is empty; expected an address such as 'localhost:50051'", field="target")
-        if self.token is not None and not self.tls and not is_loopback(self.target):
+        readable = not (self.tls or self.token_without_tls or is_loopback(self.target))
+        if self.token is not None and readable:
             raise InvalidArgumentError(
-                f"token would travel readable to {self.target}; expected tls, or a target on this machine",
+                f"token would travel readable to {self.target}; expected tls, a target on this machine, "
+                "or token_without_tls=True to allow it",
                 field="token",
             )
+        # The way that dataclasses themselves set the fields of frozen instances.
+        object.__setattr__(self, "current_token", _current(self.token))
+        if isinstance(self.token, str):
+            self._checked(self.token)
 
     def credentials(self) -> grpc.ChannelCredentials | None:
         """What gRPC wants for TLS; None for plain text."""
         if not self.tls:
             return None
         return (Tls() if self.tls is True else self.tls).credentials()
+
+    def certificate_files(self) -> CertificateFiles:
+        """The files of the credentials."""
+        return self.tls.files() if isinstance(self.tls, Tls) else CertificateFiles()
+
+    @property
+    def renews_token(self) -> bool:
+        """Whether the next attempt may show another token than the last one."""
+        return self.token is not None and not isinstance(self.token, str)
 
     def options(self) -> list[tuple[str, Any]]:
         """The channel arguments, in gRPC's words."""
@@ -126,10 +156,20 @@ class Endpoint:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What accompanies every call."""
         trace = () if self.tracing is None else self.tracing.metadata()
-        if self.token is None:
+        if self.current_token is None:
             return trace
-        token = self.token() if callable(self.token) else self.token
-        return (("authorization", f"Bearer {token}"), *trace)
+        return (("authorization", f"Bearer {self._checked(self.current_token())}"), *trace)
+
+    @staticmethod
+    def _checked(token: str) -> str:
+        if not isinstance(token, str):
+            raise TypeError(f"token is a {type(token).__name__}; expected a string")
+        if not (token.isascii() and token.isprintable() and token and " " not in token):
+            # Without the token itself: errors end up in logs.
+            raise InvalidArgumentError(
+                "token is empty or holds what no token does; expected ASCII characters without spaces", field="token"
+            )
+        return token
 
 
 def replicas(target: str) -> list[str]:
@@ -162,6 +202,16 @@ def _is_loopback_host(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _current(token: Token | None) -> Callable[[], str] | None:
+    if isinstance(token, str):
+        return lambda: token
+    return TokenFile(Path(token)) if isinstance(token, os.PathLike) else token
+
+
+def _path(pem: Pem | None) -> Path | None:
+    return None if pem is None or isinstance(pem, bytes) else Path(pem)
 
 
 def _read_pem(pem: Pem | None) -> bytes | None:

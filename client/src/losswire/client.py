@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
 from losswire.base import DEFAULT_TIMEOUT_S, ClientBase
 from losswire.calls import Call, Exchange, GetInfoCall
-from losswire.channels import Tls
+from losswire.channels import Tls, Token
 from losswire.errors import LosswireError
 from losswire.hedged_transports import HedgedTransport
 from losswire.in_process import LOCAL_TARGET, InProcessTransport, load_local_server
@@ -38,8 +38,9 @@ class Client(ClientBase[Session]):
             or "local:". Calls are spread over all addresses behind a name.
         timeout_s: Time limit of a call with all its attempts, in seconds, > 0; `math.inf` for none.
         tls: How to encrypt; True for a server that the usual certificate authorities vouch for; None for plain text.
-        token: Bearer token, or a quick function that returns the current one, called before every attempt. Sent only
-            over TLS or to this machine.
+            Files that it names are read again when they change.
+        token: Bearer token; a `pathlib.Path` of the file of one, which is read again when it changes; or a quick
+            function that returns the current one, called before every attempt. Sent only over TLS or to this machine.
         retry: When to try again; `RetryPolicy(max_attempts=1)` never does. Default: `RetryPolicy()`.
         channels: Connections to open, >= 1; a call takes the one with the fewest under way. More than one helps where a
             single one is the bottleneck, and where several processes share the server's port: each connection lands
@@ -49,6 +50,7 @@ class Client(ClientBase[Session]):
             each run for Prometheus, see docs/runs.md. Default: none.
         tracing: Whether each attempt has an OpenTelemetry span, in the trace of the caller's current one, and takes its
             context to the server. Needs `losswire[otel]`; the application's own SDK says where spans go.
+        token_without_tls: Whether the token may go to other machines without TLS, where something else encrypts.
 
     Raises:
         InvalidArgumentError: if a value is out of range, the token would travel readable, or there is no OpenTelemetry.
@@ -61,14 +63,17 @@ class Client(ClientBase[Session]):
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         tls: Tls | bool | None = None,
-        token: str | Callable[[], str] | None = None,
+        token: Token | None = None,
         retry: RetryPolicy | None = None,
         channels: int = 1,
         channel_options: Sequence[tuple[str, Any]] = (),
         run: str | None = None,
         tracing: bool = False,
+        token_without_tls: bool = False,
     ) -> None:
-        super().__init__(target, timeout_s, tls, token, retry, channels, channel_options, run, tracing)
+        super().__init__(
+            target, timeout_s, tls, token, retry, channels, channel_options, run, tracing, token_without_tls
+        )
         self._transport = self._open_transport(channels)
 
     def cross_entropy(

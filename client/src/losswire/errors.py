@@ -118,6 +118,9 @@ class ClosedError(LosswireError):
     """The client was closed before the call."""
 
 
+_HANDSHAKE_SIGNS: Final = ("SSL_ERROR_SSL", "Verification Check failed")
+"""gRPC's words for handshakes that fail for good; "Handshake read failed" is a server that went away meanwhile."""
+
 _BY_STATUS: Final[dict[grpc.StatusCode, type[LosswireError]]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
     grpc.StatusCode.NOT_FOUND: NotFoundError,
@@ -160,9 +163,21 @@ def error_from_status(
     return error_class(message, code=code, retry_after_s=retry_after_s, retry_forbidden=forbidden, **details)
 
 
+def is_failed_handshake(error: LosswireError) -> bool:
+    """Whether there is no connection because one side does not accept the other's certificate, or its way to speak."""
+    return isinstance(error, UnavailableError) and any(sign in str(error) for sign in _HANDSHAKE_SIGNS)
+
+
 def _explain(code: grpc.StatusCode, message: str, target: str) -> str:
     """The message of a status that no losswire server wrote: gRPC's own, with what to do about it."""
     message = " ".join(message.split())
+    if code is grpc.StatusCode.UNAVAILABLE and any(sign in message for sign in _HANDSHAKE_SIGNS):
+        return f"the TLS handshake with {target} failed ({message}); do tls, its ca and its server_name fit the server?"
+    if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in message and "Socket closed" in message:
+        return (
+            f"what listens at {target} closes connections ({message}); "
+            "does it ask for TLS, or for a client certificate that it trusts?"
+        )
     if code is grpc.StatusCode.UNAVAILABLE:
         return f"no losswire server answers at {target} ({message}); start one with `losswire-server`"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:

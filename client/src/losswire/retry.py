@@ -20,6 +20,7 @@ from losswire.errors import (
     InvalidArgumentError,
     LosswireError,
     QuotaError,
+    UnauthenticatedError,
     UnavailableError,
 )
 
@@ -129,7 +130,9 @@ class RetryBudget:
 
 def may_pass(error: LosswireError) -> bool:
     """Whether an error is one of those that pass."""
-    return isinstance(error, _RETRYABLE)
+    # A token or certificate that expired passes where the transport says that there may be another by now.
+    renewed = isinstance(error, UnauthenticatedError) and error.retry_after_s is not None
+    return renewed or isinstance(error, _RETRYABLE)
 
 
 class Attempts:

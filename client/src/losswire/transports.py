@@ -6,6 +6,7 @@ A transport knows bytes and time limits, and raises `LosswireError`; what the by
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol, cast
@@ -14,8 +15,8 @@ import grpc
 
 from losswire.calls import EVALUATE_STREAM, UNARY_METHODS
 from losswire.channels import Endpoint
-from losswire.errors import CallCancelledError, LosswireError, error_from_status
-from losswire.turns import Turns
+from losswire.connections import Connections
+from losswire.errors import CallCancelledError, LosswireError, error_from_status, is_failed_handshake
 
 _READY: Final = grpc.ChannelConnectivity.READY.value[0]
 _CONNECT_POLL_S: Final = 0.2
@@ -60,70 +61,66 @@ class GrpcTransport:
     def __init__(self, endpoint: Endpoint, channel_count: int) -> None:
         self._endpoint = endpoint
         self._closed = False
-        self._channels = [_open_channel(endpoint) for _ in range(channel_count)]
-        self._turns = Turns(channel_count)
-        self._unary: dict[str, list[Any]] = {
-            method: [channel.unary_unary(method) for channel in self._channels] for method in UNARY_METHODS
-        }
-        self._stream: list[_Invoke] = [channel.stream_stream(EVALUATE_STREAM) for channel in self._channels]
+        self._connections = Connections(endpoint, channel_count, _Channel, _Channel.close_aside)
 
     def connect(self, timeout_s: float) -> None:
         """Waits until all connections stand, the time is up or the transport is closed."""
         deadline = time.monotonic() + timeout_s
-        for channel in self._channels:
-            try:
-                while not _is_ready_soon(channel) and time.monotonic() < deadline:
-                    pass
-            except ValueError:
-                # What gRPC raises where another thread has closed the channel.
-                return
+        try:
+            # Asked anew each time: certificates that changed meanwhile bring other connections.
+            while not all(_is_ready_soon(channel.channel) for channel in self._connections.current):
+                if time.monotonic() >= deadline:
+                    return
+        except ValueError:
+            # What gRPC raises where another thread has closed the channel.
+            return
 
     def unary(self, method: str, request: bytes, timeout_s: float) -> bytes:
         """The reply to one message."""
-        index = self._turns.take()
+        line = self._connections.take()
         try:
-            return cast(bytes, self._invoke(self._unary[method][index], request, timeout_s))
+            return cast(bytes, self._invoke(line.channel.unary[method], request, timeout_s))
         except grpc.RpcError as error:
-            raise translate(error, self._endpoint) from error
+            raise translate(error, self._endpoint, self._connections.may_differ(line)) from error
         finally:
-            self._turns.give_back(index)
+            self._connections.give_back(line)
 
     def start(self, method: str, request: bytes, timeout_s: float) -> UnaryCall:
         """Sends one message, and does not wait for the reply."""
-        index = self._turns.take()
+        line = self._connections.take()
         try:
-            call = self._invoke(self._unary[method][index].future, request, timeout_s)
+            call = self._invoke(line.channel.unary[method].future, request, timeout_s)
         except BaseException:
-            self._turns.give_back(index)
+            self._connections.give_back(line)
             raise
-        call.add_done_callback(lambda _: self._turns.give_back(index))
-        return UnaryCall(call, self._endpoint)
+        call.add_done_callback(lambda _: self._connections.give_back(line))
+        return UnaryCall(call, lambda error: translate(error, self._endpoint, self._connections.may_differ(line)))
 
     def is_ready(self) -> bool:
         """Whether a connection stands, or does within a moment."""
         try:
-            return any(_is_ready_soon(channel) for channel in self._channels)
+            return any(_is_ready_soon(channel.channel) for channel in self._connections.current)
         except ValueError:
             # As above.
             return True
 
     def stream(self, frames: Iterator[bytes], timeout_s: float) -> ReplyStream:
         """The replies to the frames of a stream. gRPC takes the frames in a thread of its own."""
-        index = self._turns.take()
+        line = self._connections.take()
         try:
-            call = self._invoke(self._stream[index], frames, timeout_s)
+            call = self._invoke(line.channel.stream, frames, timeout_s)
         except BaseException:
-            self._turns.give_back(index)
+            self._connections.give_back(line)
             raise
-        if not call.add_callback(lambda: self._turns.give_back(index)):
-            self._turns.give_back(index)  # It has ended already.
-        return _GrpcStream(call, self._endpoint)
+        if not call.add_callback(lambda: self._connections.give_back(line)):
+            self._connections.give_back(line)  # It has ended already.
+        return _GrpcStream(call, lambda error: translate(error, self._endpoint, self._connections.may_differ(line)))
 
     def close(self) -> None:
         """Ends all calls and connections."""
         self._closed = True
-        for channel in self._channels:
-            channel.close()
+        for channel in self._connections.all():
+            channel.channel.close()
 
     def _invoke(self, method: _Invoke, request: bytes | Iterator[bytes], timeout_s: float) -> Any:
         metadata = self._endpoint.metadata()
@@ -139,8 +136,8 @@ class GrpcTransport:
 class UnaryCall:
     """A message on its way, and its reply."""
 
-    def __init__(self, call: Any, endpoint: Endpoint) -> None:
-        self._call, self._endpoint = call, endpoint
+    def __init__(self, call: Any, to_error: Callable[[grpc.RpcError], LosswireError]) -> None:
+        self._call, self._to_error = call, to_error
 
     def when_done(self, callback: Callable[[UnaryCall], None]) -> None:
         """Has this called when the call has ended, in another thread or at once."""
@@ -153,23 +150,39 @@ class UnaryCall:
         except grpc.FutureCancelledError as error:
             raise CallCancelledError("the channel was closed during the call") from error
         except grpc.RpcError as error:
-            raise translate(error, self._endpoint) from error
+            raise self._to_error(error) from error
 
     def cancel(self) -> None:
         """Ends the call, if it has not ended."""
         self._call.cancel()
 
 
+class _Channel:
+    """A channel with its methods, made once."""
+
+    def __init__(self, endpoint: Endpoint, credentials: grpc.ChannelCredentials | None) -> None:
+        if credentials is None:
+            self.channel = grpc.insecure_channel(endpoint.target, endpoint.options())
+        else:
+            self.channel = grpc.secure_channel(endpoint.target, credentials, endpoint.options())
+        self.unary: dict[str, Any] = {method: self.channel.unary_unary(method) for method in UNARY_METHODS}
+        self.stream: _Invoke = self.channel.stream_stream(EVALUATE_STREAM)
+
+    def close_aside(self) -> None:
+        """Closes it on a thread of its own: the last call may have ended on the channel's, which cannot wait for it."""
+        threading.Thread(target=self.channel.close, name="losswire-close", daemon=True).start()
+
+
 class _GrpcStream:
-    def __init__(self, call: Any, endpoint: Endpoint) -> None:
+    def __init__(self, call: Any, translate_error: Callable[[grpc.RpcError], LosswireError]) -> None:
         self._call = call
-        self._endpoint = endpoint
+        self._translate = translate_error
 
     def __iter__(self) -> Iterator[bytes]:
         try:
             yield from self._call
         except grpc.RpcError as error:
-            raise translate(error, self._endpoint) from error
+            raise self._translate(error) from error
 
     def cancel(self) -> None:
         self._call.cancel()
@@ -190,11 +203,23 @@ def grpc_timeout(timeout_s: float) -> float | None:
     return None if math.isinf(timeout_s) else timeout_s
 
 
-def translate(error: grpc.RpcError, endpoint: Endpoint) -> LosswireError:
-    """Our exception for one of gRPC's."""
+def translate(error: grpc.RpcError, endpoint: Endpoint, may_differ: bool) -> LosswireError:
+    """Our exception for one of gRPC's.
+
+    Args:
+        error: What a call raised.
+        endpoint: Where it went.
+        may_differ: Whether another attempt may show and trust other certificates than this one.
+    """
     # Every RpcError that a call raises is also the call.
     call: Any = error
-    return error_from_status(call.code(), call.details() or "", call.trailing_metadata() or (), endpoint.target)
+    translated = error_from_status(call.code(), call.details() or "", call.trailing_metadata() or (), endpoint.target)
+    if translated.reason == "CREDENTIALS_EXPIRED" and (endpoint.renews_token or may_differ):
+        translated.retry_after_s = 0.0
+    if is_failed_handshake(translated) and not may_differ:
+        # It would fail again, and again.
+        translated.retry_forbidden = True
+    return translated
 
 
 def _is_ready_soon(channel: Any) -> bool:
@@ -208,10 +233,3 @@ def _is_ready_soon(channel: Any) -> bool:
     if state != _READY:
         core.watch_connectivity_state(state, time.time() + _CONNECT_POLL_S)
     return bool(state == _READY)
-
-
-def _open_channel(endpoint: Endpoint) -> grpc.Channel:
-    credentials = endpoint.credentials()
-    if credentials is None:
-        return grpc.insecure_channel(endpoint.target, endpoint.options())
-    return grpc.secure_channel(endpoint.target, credentials, endpoint.options())

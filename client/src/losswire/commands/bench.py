@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,7 +69,7 @@ def bench(
         client.ping()  # A wrong address is told at once.
         info = client.info()
     report = Report(target, mode, channels, duration_s, warm_up_s, info, goal)
-    settings = {"timeout_s": timeout_s, "tls": context.obj, "token": os.environ.get("LOSSWIRE_TOKEN") or None}
+    settings = {"timeout_s": timeout_s, **context.obj.settings()}
     progress = _Progress(report, shown=not quiet and err.is_terminal)
     made = Bench(target, mode, channels, warm_up_s, duration_s, settings, progress.begin)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable
@@ -26,14 +27,25 @@ def _check_moment(moment: datetime) -> datetime:
     return moment
 
 
+def _check_hash(digest: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise ValueError("expected the SHA-256 of the token, 64 hexadecimal digits in lower case")
+    return digest
+
+
+def _check_some(hashes: tuple[str, ...]) -> tuple[str, ...]:
+    if not hashes:
+        raise ValueError("expected at least one hash")
+    return hashes
+
+
 def _listed(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
 Text = Annotated[str, Field(min_length=1, max_length=256)]
-Hashes = Annotated[
-    tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...], Field(min_length=1), BeforeValidator(_listed)
-]
+Hash = Annotated[str, AfterValidator(_check_hash)]
+Hashes = Annotated[tuple[Hash, ...], BeforeValidator(_listed), AfterValidator(_check_some)]
 Moment = Annotated[datetime, AfterValidator(_check_moment)]
 ClaimPath = Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_listed)]
 SpiffeId = Annotated[str, Field(pattern=r"^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)*(/\*)?$", max_length=2048)]
@@ -245,7 +257,9 @@ def read_settings(path: Path) -> IdentitySettings:
 
 def _describe(error: Any) -> list[str]:
     name = ".".join(map(str, error["loc"]))
-    lines = str(error["msg"]).removeprefix("Value error, ").splitlines()
+    # As TOML calls them.
+    message = str(error["msg"]).replace("tuple", "array").replace("dictionary", "table")
+    lines = message.removeprefix("Value error, ").splitlines()
     if not name:
         return lines
     plain = error["loc"][0] != _UNTOLD and isinstance(error["input"], (str, int, float))

@@ -1,0 +1,139 @@
+"""Tokens and certificates in files, which others replace while a client is in use.
+
+What issues short-lived tokens and certificates writes the next one before the last one ends: projected service account
+tokens, cert-manager, SPIFFE helpers. So files are looked at again, and what they then hold is used for what follows.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from losswire.errors import InvalidArgumentError
+
+LOOK_S: Final = 0.5
+"""How often the files of certificates are looked at, at most, and for how long they must have stayed as they are."""
+
+_Stat = tuple[int, ...] | None
+
+_log = logging.getLogger("losswire")
+
+
+class TokenFile:
+    """The token in a file, as the file is now. Safe to use from several threads.
+
+    Args:
+        path: Holds a token, with or without a line's end.
+
+    Raises:
+        InvalidArgumentError: when called, if there is none and never was.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: _Stat = None
+        self._token = ""
+
+    def __call__(self) -> str:
+        """The token as it is now, or the last one there was."""
+        now = _stat(self._path)
+        if now is None or now != self._seen:
+            try:
+                token = self._path.read_text(encoding="ascii").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                token, why = "", str(error) if isinstance(error, OSError) else "it is no text"
+            else:
+                why = "it is empty"
+            if token:
+                self._token, self._seen = token, now
+            elif not self._token:  # A file that is being replaced may be gone for a moment.
+                raise InvalidArgumentError(
+                    f"token cannot be read from {self._path}: {why}; expected a file with a token", field="token"
+                )
+        return self._token
+
+
+class CertificateFiles:
+    """Tells when the files of a client's certificates hold something new. Safe to use from several threads.
+
+    Args:
+        certificate: The client's certificate chain, where it is a file.
+        key: Its key, where that is a file.
+        ca: The authorities of the server's certificate, where they are a file.
+        clock: Seconds that only grow.
+        wall_clock: Seconds of the Unix epoch.
+    """
+
+    def __init__(
+        self,
+        certificate: Path | None = None,
+        key: Path | None = None,
+        ca: Path | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._pair = (certificate, key) if certificate is not None and key is not None else None
+        self._ca = ca
+        self._paths: Sequence[Path] = [path for path in (certificate, key, ca) if path is not None]
+        self._clock, self._wall_clock = clock, wall_clock
+        self._used = self._refused = self._stats()
+        self._next_look = clock() + LOOK_S
+        self._looking = threading.Lock()
+
+    def have_changed(self) -> bool:
+        """Whether the files differ from those in use, though it may be too early to use them."""
+        return self._stats() not in (self._used, self._refused)
+
+    def are_new(self) -> bool:
+        """Whether there is something new to use. It says so once.
+
+        What is half written is waited for, and what cannot be used is left alone, with a warning in the log: what was
+        used before goes on to be.
+        """
+        if not self._paths or self._clock() < self._next_look or not self._looking.acquire(blocking=False):
+            return False
+        try:
+            self._next_look = self._clock() + LOOK_S
+            now = self._stats()
+            if now in (self._used, self._refused) or not self._has_settled(now):
+                return False
+            try:
+                self._check()
+            except OSError as error:
+                self._refused = now
+                _log.warning("certificates cannot be used, those from before stay in use: %s", error)
+                return False
+            self._used = now
+            return True
+        finally:
+            self._looking.release()
+
+    def _check(self) -> None:
+        # gRPC would tell only by failed handshakes.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if self._pair is not None:
+            context.load_cert_chain(*self._pair, password="")
+        if self._ca is not None:
+            context.load_verify_locations(self._ca)
+
+    def _has_settled(self, stats: Sequence[_Stat]) -> bool:
+        """Whether no file changed just now: a certificate and its key are written one after the other."""
+        now = self._wall_clock()
+        return all(stat is None or abs(now - stat[-1] / 1e9) >= LOOK_S for stat in stats)
+
+    def _stats(self) -> list[_Stat]:
+        return [_stat(path) for path in self._paths]
+
+
+def _stat(path: Path) -> _Stat:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

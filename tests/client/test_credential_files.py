@@ -1,0 +1,308 @@
+"""Tokens and certificates that are replaced while a client is in use."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from certificates import Authority
+from scripted_server import FakeServer, Step, evaluated, fail, result_message, status_details, streamed
+
+import losswire
+from losswire import RetryPolicy, Tls, v1
+from losswire.credential_files import LOOK_S, CertificateFiles, TokenFile
+
+BATCH = np.zeros((3, 5), np.float32), np.zeros(3, np.int64)
+FAST = RetryPolicy(initial_backoff_s=0.0)
+
+
+def expired(after: int | None = None) -> Step:
+    """A step that reads so many messages, or all, and says that the token has expired."""
+    code = grpc.StatusCode.UNAUTHENTICATED
+    return fail(code, after=after, trailing=[status_details(code, "CREDENTIALS_EXPIRED")])
+
+
+def each_answered(requests: Iterator[bytes], _: grpc.ServicerContext) -> Iterator[bytes]:
+    """A step that answers every message of a session at once."""
+    for _message in requests:
+        yield v1.EvaluateStreamResponse(result=result_message()).SerializeToString()
+
+
+class Clock:
+    """Time that passes when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def look(self) -> None:
+        """Let the time of the next look come."""
+        self.now += LOOK_S
+
+
+def write_pair(folder: Path, authority: Authority, *names: str) -> None:
+    """A certificate and its key, as they lie after a while."""
+    pem, key = authority.issue(*names)
+    for name, content in (("client.pem", pem), ("client.key", key)):
+        (folder / name).write_bytes(content)
+
+
+@pytest.fixture
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def files(tmp_path: Path, authority: Authority, clock: Clock) -> CertificateFiles:
+    write_pair(tmp_path, authority, "worker.example")
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    # Every file is old, whenever it was written.
+    paths = (tmp_path / name for name in ("client.pem", "client.key", "ca.pem"))
+    return CertificateFiles(*paths, clock=clock, wall_clock=lambda: time.time() + 60)
+
+
+def test_files_that_stay_as_they_are_are_not_new(files: CertificateFiles, clock: Clock) -> None:
+    for _ in range(3):
+        clock.look()
+        assert not files.are_new()
+
+
+def test_a_change_is_told_once_and_looked_for_now_and_then(
+    files: CertificateFiles, clock: Clock, tmp_path: Path, authority: Authority
+) -> None:
+    write_pair(tmp_path, authority, "worker.example")
+    assert files.have_changed()
+    assert not files.are_new()
+    clock.look()
+    assert files.are_new()
+    assert not files.have_changed()
+    clock.look()
+    assert not files.are_new()
+    (tmp_path / "ca.pem").write_bytes(authority.pem + Authority().pem)
+    clock.look()
+    assert files.are_new()
+
+
+def test_what_was_written_just_now_is_left_to_settle(tmp_path: Path, authority: Authority, clock: Clock) -> None:
+    write_pair(tmp_path, authority, "worker.example")
+    now = Clock()
+    files = CertificateFiles(tmp_path / "client.pem", tmp_path / "client.key", clock=clock, wall_clock=now)
+    write_pair(tmp_path, authority, "worker.example")
+    written_at = (tmp_path / "client.key").stat().st_ctime
+    clock.look()
+    now.now = written_at
+    assert not files.are_new()
+    clock.look()
+    now.now = written_at + 2 * LOOK_S
+    assert files.are_new()
+
+
+def test_what_cannot_be_used_is_told_once_and_left_alone(
+    files: CertificateFiles, clock: Clock, tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "client.key").write_bytes(Authority().issue("other.example")[1])
+    with caplog.at_level(logging.WARNING, "losswire"):
+        for _ in range(3):
+            clock.look()
+            assert not files.are_new()
+    assert len(caplog.messages) == 1
+    assert "those from before stay in use" in caplog.messages[0]
+    (tmp_path / "client.pem").unlink()
+    clock.look()
+    assert not files.are_new()
+    write_pair(tmp_path, authority, "worker.example")
+    clock.look()
+    assert files.are_new()
+
+
+def test_without_files_nothing_is_new(clock: Clock) -> None:
+    clock.look()
+    assert not CertificateFiles(clock=clock).are_new()
+    assert not CertificateFiles(clock=clock).have_changed()
+
+
+def test_a_token_is_that_of_the_file_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("first\n")
+    token = TokenFile(path)
+    assert token() == "first"
+    path.write_text("second")
+    assert token() == "second"
+    other = tmp_path / "other"
+    other.write_text("thirds")
+    other.replace(path)
+    assert token() == "thirds"
+    path.unlink()
+    assert token() == "thirds"
+    path.write_text("")
+    assert token() == "thirds"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n", b"\xff"])
+def test_a_file_without_a_token_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(losswire.InvalidArgumentError, match=rf"token cannot be read from {path}: .*; expected a file"):
+        TokenFile(path)()
+
+
+def test_every_attempt_shows_the_token_of_the_file(fake_server: FakeServer, connect: Any, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("old")
+
+    def renewing(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        path.write_text("new")
+        yield from expired()(requests, context)
+
+    fake_server.then(renewing, evaluated(), streamed())
+    client = connect(fake_server.target, token=path, retry=FAST)
+    client.cross_entropy(*BATCH)
+    client.cross_entropy(*BATCH, checksum=True)
+    shown = [call.metadata["authorization"] for call in fake_server.received]
+    assert shown == ["Bearer old", "Bearer new", "Bearer new"]
+
+
+def test_an_expired_token_that_cannot_change_is_not_shown_again(fake_server: FakeServer, connect: Any) -> None:
+    fake_server.then(expired())
+    client = connect(fake_server.target, token="old", retry=FAST)
+    with pytest.raises(losswire.UnauthenticatedError) as caught:
+        client.cross_entropy(*BATCH)
+    assert caught.value.reason == "CREDENTIALS_EXPIRED"
+    assert len(fake_server.received) == 1
+
+
+def test_a_session_goes_on_with_the_next_token(fake_server: FakeServer, connect: Any) -> None:
+    tokens = iter(["old", "new"])
+    fake_server.then(expired(after=1), each_answered)
+    with connect(fake_server.target, token=lambda: next(tokens), retry=FAST).session() as session:
+        assert float(session.cross_entropy(*BATCH)) == 1.5
+    assert [call.metadata["authorization"] for call in fake_server.received] == ["Bearer old", "Bearer new"]
+
+
+@pytest.mark.parametrize("token", ["", "a b", "a\nb", "é", "a\x7f"])
+def test_a_token_that_is_none_is_refused_without_being_told(token: str) -> None:
+    with pytest.raises(losswire.InvalidArgumentError, match="token is empty or holds what no token does") as caught:
+        losswire.Client("localhost:1", token=token)
+    assert not token.strip() or repr(token) not in str(caught.value)
+
+
+def test_a_token_may_travel_readable_where_that_is_asked_for() -> None:
+    losswire.Client("losswire.example:50051", token="secret", token_without_tls=True).close()
+
+
+class SwappedServer:
+    """A server that demands certificates, told apart by the serial number that it sees."""
+
+    def __init__(self, authority: Authority) -> None:
+        pem, key = authority.issue("localhost")
+        self.server = FakeServer(grpc.ssl_server_credentials([(key, pem)], authority.pem, True))
+        self.seen: list[str] = []
+
+    def noting(self, step: Step) -> Step:
+        """A step that first notes who calls."""
+
+        def noted(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            peer: Any = context.auth_context()
+            self.seen.append(peer["x509_subject_alternative_name"][0].decode())
+            yield from step(requests, context)
+
+        return noted
+
+
+@pytest.fixture
+def demanding(authority: Authority) -> Iterator[SwappedServer]:
+    made = SwappedServer(authority)
+    yield made
+    made.server.stop()
+
+
+def test_calls_that_begin_show_the_new_certificate_while_one_under_way_finishes(
+    demanding: SwappedServer, connect: Any, tmp_path: Path, authority: Authority
+) -> None:
+    write_pair(tmp_path, authority, "old.example")
+    tls = Tls(ca=authority.pem, certificate=tmp_path / "client.pem", key=tmp_path / "client.key")
+    client = connect(demanding.server.target, tls=tls, retry=RetryPolicy(max_attempts=1))
+    with client.session() as session:
+        arrived, released = threading.Event(), threading.Event()
+
+        def waiting(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            arrived.set()
+            assert released.wait(30)
+            yield from each_answered(requests, context)
+
+        demanding.server.then(demanding.noting(waiting))
+        slow = session.submit(*BATCH)
+        assert arrived.wait(30)
+        demanding.server.then(demanding.noting(evaluated()))
+        client.cross_entropy(*BATCH)
+        write_pair(tmp_path, authority, "new.example")
+        deadline = time.monotonic() + 30
+        while demanding.seen[-1] != "new.example":
+            assert time.monotonic() < deadline
+            demanding.server.then(demanding.noting(evaluated()))
+            client.cross_entropy(*BATCH)
+        released.set()
+        assert float(slow.result()) == 1.5
+    assert demanding.seen[0] == "old.example"
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+def test_a_failed_handshake_is_not_tried_again_with_the_same_certificates(
+    tmp_path: Path, connect: Any, from_file: bool
+) -> None:
+    """Calls fail at once, however many there are, and gRPC tries to connect at its own slow pace."""
+    ca, stranger = Authority().pem, Authority().issue("localhost")
+    (tmp_path / "ca.pem").write_bytes(ca)
+    server = FakeServer(grpc.ssl_server_credentials([stranger[::-1]]))
+    client = connect(server.target, tls=Tls(ca=tmp_path / "ca.pem" if from_file else ca))
+    try:
+        for _ in range(30):
+            with pytest.raises(losswire.UnavailableError, match=r"TLS handshake with localhost:.* failed") as caught:
+                client.cross_entropy(*BATCH)
+            assert caught.value.retry_forbidden
+    finally:
+        server.stop()
+
+
+def test_a_failed_handshake_is_tried_again_when_the_files_change(
+    tmp_path: Path, connect: Any, authority: Authority
+) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(Authority().pem)
+    server = FakeServer(grpc.ssl_server_credentials([authority.issue("localhost")[::-1]]))
+    server.then(evaluated())
+    client = connect(server.target, tls=Tls(ca=ca), retry=RetryPolicy(max_attempts=30))
+    try:
+        with pytest.raises(losswire.UnavailableError):
+            client.cross_entropy(*BATCH)
+        ca.write_bytes(authority.pem)
+        assert float(client.cross_entropy(*BATCH)) == 1.5
+    finally:
+        server.stop()
+
+
+def test_a_server_that_wants_another_certificate_is_explained(demanding: SwappedServer, connect: Any) -> None:
+    client = connect(demanding.server.target, tls=Tls(ca=Authority().pem), retry=RetryPolicy(max_attempts=1))
+    with pytest.raises(losswire.UnavailableError, match="handshake"):
+        client.cross_entropy(*BATCH)
+
+
+def test_a_server_that_wants_tls_is_guessed(demanding: SwappedServer, connect: Any) -> None:
+    client = connect(demanding.server.target, retry=RetryPolicy(max_attempts=1))
+    with pytest.raises(losswire.UnavailableError, match="does it ask for TLS, or for a client certificate"):
+        client.cross_entropy(*BATCH)

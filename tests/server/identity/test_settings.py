@@ -1,0 +1,246 @@
+"""The identity file: what it means, and one sentence about each mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from identities import AUDIENCE, ISSUER, TokenIssuer
+from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+
+from losswire_server.config import Config
+from losswire_server.identity.files import read_gate
+from losswire_server.identity.jwks import read_jwks
+from losswire_server.identity.policy import ALL_SCOPES, Scope
+from losswire_server.identity.proof import Proof
+from losswire_server.identity.settings import IdentityError, IdentitySettings, read_settings
+from losswire_server.tenants import EVERYONE, Tenant
+
+HASH = "0" * 64
+TOKEN = f'[[tokens]]\nname = "ci"\nsha256 = "{HASH}"\n'
+TENANT = '[[tenants]]\nname = "a"\nmembers = [{ token = "ci" }]\n'
+WORKER = "spiffe://a.example/ns/x/sa/worker"
+
+
+def read(tmp_path: Path, text: str) -> IdentitySettings:
+    path = tmp_path / "identity.toml"
+    path.write_text(text)
+    return read_settings(path)
+
+
+def mistakes(tmp_path: Path, text: str) -> list[str]:
+    """What is said of a file, without the path that each line begins with."""
+    with pytest.raises(IdentityError) as caught:
+        read(tmp_path, text)
+    lines = str(caught.value).splitlines()
+    beginning = f"identity {tmp_path / 'identity.toml'}"
+    assert all(line.startswith(beginning) for line in lines)
+    return [line.removeprefix(beginning).removeprefix(": ").strip() for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "tenants and default are both absent, so that nobody may call; give one of them"),
+        ("tokens = 3\n[default]", "tokens: Input should be a valid array"),
+        (TOKEN.replace(f'"{HASH}"', "[]") + TENANT, "tokens.0.sha256: expected at least one hash"),
+        (TOKEN, "ci is of no use: no tenant has it, and there is no default; list it in one, or give default"),
+        (TENANT, "tenants: a has the token ci, which is none of tokens"),
+        (TOKEN + TENANT + TENANT, "tenants: a is there twice; expected each once"),
+        (TOKEN + TOKEN + TENANT, "tokens: ci is there twice; expected each once"),
+        (TOKEN + TENANT.replace('"a"', '"default"'), 'and "default" to be [default] alone'),
+        (TOKEN + TENANT + TENANT.replace('"a"', '"b"'), 'members: {"token":"ci"} is there twice'),
+        (TOKEN + TENANT.replace('"a"', '"A b"'), "tenants.0.name: 'A b' is refused: "),
+        (TOKEN + TENANT + "weight = 0", "tenants.0.weight: 0 is refused: Input should be greater than 0"),
+        (TOKEN + TENANT + "max_share = 1.5", "tenants.0.max_share: 1.5 is refused: "),
+        (TOKEN + TENANT + 'scopes = ["admin"]', "tenants.0.scopes"),
+        (TOKEN + TENANT + "scopes = []", "tenants.0.scopes: "),
+        (TOKEN + TENANT + "share = 1", "tenants.0.share: 1 is refused: Extra inputs are not permitted"),
+        (
+            TOKEN + TENANT.replace('token = "ci"', ""),
+            "tenants.0.members.0: expected one of spiffe, dns, token and issuer",
+        ),
+        (TOKEN + TENANT.replace(" }", ', dns = "b" }'), "came dns and token"),
+        (TOKEN + TENANT.replace(" }", ', subject = "b" }'), "subject and claim are of an issuer's tokens"),
+        (TOKEN + TENANT.replace('token = "ci"', 'issuer = "i", claim = "c"'), "claim and value: one is given without"),
+        (
+            TOKEN + TENANT.replace('token = "ci"', 'issuer = "i"'),
+            "tenants: a has the issuer i, which is none of issuers",
+        ),
+        (TENANT.replace('token = "ci"', 'spiffe = "spiffe://a.example/*/b"'), "tenants.0.members.0.spiffe: "),
+        (TENANT.replace('token = "ci"', 'spiffe = "a.example"'), "tenants.0.members.0.spiffe: 'a.example' is refused"),
+        (TOKEN + "expires = 2027-01-01T00:00:00\n" + TENANT, "expected a moment with its offset, such as"),
+        ('[[issuers]]\nissuer = "i"\naudiences = []\njwks = "k"\n[default]', "issuers.0.audiences: "),
+        ("[default", "cannot be read: "),
+    ],
+)
+def test_a_mistake_is_told_in_one_sentence(tmp_path: Path, text: str, told: str) -> None:
+    lines = mistakes(tmp_path, text)
+    assert any(told in line for line in lines), lines
+
+
+def test_a_token_in_place_of_its_hash_is_not_told(tmp_path: Path) -> None:
+    [line] = mistakes(tmp_path, TOKEN.replace(HASH, "the-secret-itself") + TENANT)
+    assert line.startswith("tokens.0.sha256.0: ")
+    assert "secret" not in line
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(IdentityError, match=r"^identity .*nowhere\.toml cannot be read: "):
+        read_settings(tmp_path / "nowhere.toml")
+
+
+def of_certificate(spiffe: str | None = None, *dns: str) -> Proof:
+    return Proof("someone", spiffe=spiffe, dns=frozenset(dns))
+
+
+def of_token(**claims: Any) -> Proof:
+    subject = claims.pop("sub", "worker")
+    return Proof(subject, issuer=ISSUER, claims=claims)
+
+
+@pytest.mark.parametrize(
+    ("member", "proof", "has"),
+    [
+        (f'spiffe = "{WORKER}"', of_certificate(WORKER), True),
+        (f'spiffe = "{WORKER}"', of_certificate(WORKER + "2"), False),
+        (f'spiffe = "{WORKER}"', of_certificate(WORKER + "/2"), False),
+        ('spiffe = "spiffe://a.example/ns/x/*"', of_certificate(WORKER), True),
+        ('spiffe = "spiffe://a.example/ns/x/*"', of_certificate("spiffe://a.example/ns/x"), False),
+        ('spiffe = "spiffe://a.example/ns/x/*"', of_certificate("spiffe://a.example/ns/xy/sa/worker"), False),
+        ('spiffe = "spiffe://a.example/*"', of_certificate("spiffe://a.example.org/ns/x"), False),
+        ('spiffe = "spiffe://a.example/*"', of_certificate(None, "spiffe://a.example/ns"), False),
+        ('dns = "Worker.example"', of_certificate(None, "other.example", "worker.example"), True),
+        ('dns = "worker.example"', of_certificate(WORKER, "worker.example.org"), False),
+        ('token = "ci"', Proof("ci", token="ci"), True),
+        ('token = "ci"', Proof("ci", token="cj"), False),
+        ('token = "ci"', of_token(sub="ci"), False),
+        ('token = "ci"', of_certificate(None, "ci"), False),
+        (f'issuer = "{ISSUER}"', of_token(), True),
+        (f'issuer = "{ISSUER}"', Proof("worker", issuer="https://other.example"), False),
+        (f'issuer = "{ISSUER}", subject = "worker"', of_token(), True),
+        (f'issuer = "{ISSUER}", subject = "worker"', of_token(sub="worker2"), False),
+        (f'issuer = "{ISSUER}", claim = "groups", value = "a"', of_token(groups=["b", "a"]), True),
+        (f'issuer = "{ISSUER}", claim = "groups", value = "a"', of_token(groups="a"), True),
+        (f'issuer = "{ISSUER}", claim = "groups", value = "a"', of_token(groups="ab"), False),
+        (f'issuer = "{ISSUER}", claim = "groups", value = "a"', of_token(groups={"a": 1}), False),
+        (f'issuer = "{ISSUER}", claim = "groups", value = "a"', of_token(), False),
+        (f'issuer = "{ISSUER}", claim = ["k8s", "ns"], value = "a"', of_token(k8s={"ns": "a"}), True),
+        (f'issuer = "{ISSUER}", claim = ["k8s", "ns"], value = "a"', of_token(k8s="ns"), False),
+    ],
+)
+def test_a_tenant_has_whom_its_members_mean(tmp_path: Path, member: str, proof: Proof, has: bool) -> None:
+    issuer = f'[[issuers]]\nissuer = "{ISSUER}"\naudiences = ["{AUDIENCE}"]\njwks = "k"\n'
+    tenant = f'[[tenants]]\nname = "a"\nweight = 2\nmax_share = 0.5\nscopes = ["info"]\nmembers = [{{ {member} }}]\n'
+    settings = read(tmp_path, TOKEN + issuer + tenant + "[default]\nweight = 0.25\n")
+    tenant_of, scopes = settings.shares_of(proof) or (None, None)
+    if has:
+        assert (tenant_of, scopes) == (Tenant("a", 2.0, 0.5), frozenset({Scope.INFO}))
+    else:
+        assert (tenant_of, scopes) == (Tenant(EVERYONE.name, 0.25, 1.0), ALL_SCOPES)
+
+
+def test_the_first_tenant_that_has_a_caller_is_the_callers(tmp_path: Path) -> None:
+    second = '[[tenants]]\nname = "b"\nmembers = [{ dns = "b.example" }]\n'
+    settings = read(tmp_path, TENANT.replace('token = "ci"', 'dns = "a.example"') + second)
+    shares = settings.shares_of(of_certificate(None, "a.example", "b.example"))
+    assert shares is not None
+    assert shares[0].name == "a"
+    assert settings.shares_of(of_certificate(None, "c.example")) is None
+
+
+LOOPBACK, BEYOND = {"listen": "127.0.0.1:0"}, {"listen": "0.0.0.0:0", "insecure": True}
+TLS = {"tls_certificate": "/c", "tls_key": "/k"}
+MUTUAL = {**TLS, "tls_client_ca": "/ca"}
+BY_DNS = TENANT.replace('token = "ci"', 'dns = "a.example"')
+
+
+@pytest.mark.parametrize(
+    ("text", "config", "told"),
+    [
+        (TOKEN + TENANT, LOOPBACK, None),
+        (TOKEN + TENANT, {**BEYOND, **TLS}, None),
+        (TOKEN + TENANT, BEYOND, "tokens would travel readable to 0.0.0.0:0; give tls_certificate and tls_key, or"),
+        ("tokens_without_tls = true\n" + TOKEN + TENANT, BEYOND, None),
+        (BY_DNS, MUTUAL, None),
+        (BY_DNS, TLS, "a.example is to be known by a client certificate, and tls_client_ca is absent"),
+        ("[default]", MUTUAL, None),
+        ("[default]", TLS, "nobody could show who they are; give tokens or issuers, or tls_client_ca"),
+    ],
+)
+def test_rules_and_transport_have_to_fit(tmp_path: Path, text: str, config: dict[str, Any], told: str | None) -> None:
+    path = tmp_path / "identity.toml"
+    path.write_text(text)
+    if told is None:
+        assert read_gate(path, Config.model_validate(config))[1] == (path,)
+    else:
+        with pytest.raises(IdentityError, match=rf"^identity .*: {told}"):
+            read_gate(path, Config.model_validate(config))
+
+
+def elliptic(curve: ec.EllipticCurve, **others: Any) -> dict[str, Any]:
+    return {**json.loads(ECAlgorithm.to_jwk(ec.generate_private_key(curve).public_key())), **others}
+
+
+def of_rsa(bits: int, **others: Any) -> dict[str, Any]:
+    return {**json.loads(RSAAlgorithm.to_jwk(rsa.generate_private_key(65537, bits).public_key())), **others}
+
+
+P256 = ec.SECP256R1()
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ([], "holds no key that signs"),
+        ([elliptic(P256, kid="a", use="enc")], "holds no key that signs"),
+        ([elliptic(P256, kid="a"), elliptic(P256, kid="a")], "key 1 has the kid of another; expected each once"),
+        ([elliptic(P256), elliptic(P256, kid="a")], "key 0 has no kid; only a key that is alone can do without"),
+        ([elliptic(P256, kid=3)], "key 0 has a kid that is no string"),
+        ([{"kty": "oct", "k": "AAAA", "kid": "a"}], "key 0 is symmetric"),
+        ([elliptic(P256, kid="a", d="AAAA")], "key 0 is a private key"),
+        ([elliptic(P256, kid="a", alg="HS256")], "key 0 is of a kind (EC P-256 HS256) that is not accepted"),
+        ([elliptic(P256, kid="a", alg="none")], "key 0 is of a kind (EC P-256 none)"),
+        ([elliptic(P256, kid="a", alg="ES384")], "key 0 is of a kind (EC P-256 ES384)"),
+        ([elliptic(ec.SECP256K1(), kid="a")], "key 0 is of a kind (EC secp256k1)"),
+        ([elliptic(P256, kid="a", x="AAAA")], "key 0 cannot be used: "),
+        ([of_rsa(1024, kid="a")], "key 0 has 1024 bits; expected at least 2048"),
+    ],
+)
+def test_keys_that_do_not_belong_are_told(tmp_path: Path, keys: list[dict[str, Any]], told: str) -> None:
+    path = tmp_path / "jwks.json"
+    path.write_text(json.dumps({"keys": keys}))
+    with pytest.raises(IdentityError) as caught:
+        read_jwks(path)
+    assert str(caught.value).startswith(f"jwks {path}")
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"keys": 3}', '{"keys": [3]}', "[" * 100_000, "\0"])
+def test_what_is_no_key_set_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "jwks.json"
+    path.write_text(text)
+    with pytest.raises(IdentityError, match=r"is no JSON Web Key Set; expected \{"):
+        read_jwks(path)
+
+
+def test_a_key_allows_its_own_algorithms_alone(tmp_path: Path) -> None:
+    path = tmp_path / "jwks.json"
+    keys = [elliptic(ec.SECP384R1(), kid="e"), of_rsa(2048, kid="r"), of_rsa(2048, kid="p", alg="PS256")]
+    path.write_text(json.dumps({"keys": keys}))
+    found = {kid: key.algorithms for kid, key in read_jwks(path).items()}
+    of_any_rsa = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
+    assert found == {"e": ("ES384",), "r": of_any_rsa, "p": ("PS256",)}
+
+
+def test_a_key_that_is_alone_needs_no_kid(tmp_path: Path) -> None:
+    issuer = TokenIssuer()
+    path = tmp_path / "jwks.json"
+    path.write_text(json.dumps({"keys": [{**issuer.jwks()["keys"][0], "kid": None}]}))
+    [(kid, key)] = read_jwks(path).items()
+    assert kid is None
+    assert jwt.decode(issuer.token(header={"kid": None}), key.key, list(key.algorithms), audience=AUDIENCE)
