@@ -92,6 +92,7 @@ def test_calls_are_spread_over_the_addresses_behind_a_name() -> None:
     config = json.loads(dict(Endpoint("dns:///losswire.example:50051").options())["grpc.service_config"])
     assert config["loadBalancingConfig"] == [{"round_robin": {}}]
     assert "grpc.service_config" not in dict(Endpoint("localhost:50051").options())
+    assert "grpc.service_config" in dict(Endpoint("ipv4:127.0.0.1:1,127.0.0.1:2").options())
 
 
 def test_the_callers_channel_options_replace_ours() -> None:

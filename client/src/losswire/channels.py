@@ -116,7 +116,8 @@ class Endpoint:
     def options(self) -> list[tuple[str, Any]]:
         """The channel arguments, in gRPC's words."""
         options = dict(_OPTIONS)
-        if not is_loopback(self.target):
+        # On this machine a name stands for one server, and several addresses for several.
+        if not is_loopback(self.target) or "," in self.target:
             options["grpc.service_config"] = _SERVICE_CONFIG
         if isinstance(self.tls, Tls) and self.tls.server_name is not None:
             options["grpc.ssl_target_name_override"] = self.tls.server_name
