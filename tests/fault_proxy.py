@@ -116,10 +116,10 @@ class FaultProxy:
 
         async def close() -> None:
             self._server.close()
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
+            while self._connections:
+                for connection in tuple(self._connections):
+                    connection.reset()
+                await asyncio.sleep(LOOK_S)
 
         self._run(close())
         self._loop.call_soon_threadsafe(self._loop.stop)

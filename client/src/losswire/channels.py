@@ -34,6 +34,8 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     # a server may take that for an attack.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # A ping that measures the bandwidth keeps the one above waiting, and by default is itself given a minute.
+    ("grpc.http2.ping_timeout_ms", 30_000),
     ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
     # A server that restarts is found again within about a second: the defaults are 1 s and 2 min.
