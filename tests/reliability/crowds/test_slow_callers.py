@@ -5,6 +5,7 @@ What each of them does is a line of `HOLDS`; all do it at the same time, beside 
 
 from __future__ import annotations
 
+import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from losswire.v1 import (
 )
 
 Figure = Callable[[str, str], None]
+Begin = Callable[[h2.connection.H2Connection], bytes] | None
+"""Queues what is sent at once, and returns what then goes byte by byte; None sends nothing."""
 
 HEADERS = [
     (":method", "POST"),
@@ -46,7 +49,7 @@ FILES_BACK_WITHIN = 2
 class Holder:
     """A connection that someone holds on to."""
 
-    def __init__(self, address: str, begin: Callable[[h2.connection.H2Connection], bytes] | None) -> None:
+    def __init__(self, address: str, begin: Begin) -> None:
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout=60)
         self.drip = b""
@@ -73,17 +76,14 @@ class Holder:
         return False
 
     def _ended(self, data: bytes) -> bool:
-        """Whether the server has ended the call, or the connection: GOAWAY, RST_STREAM or trailers."""
-        kinds, rest = set(), data
+        """Whether the server has ended the call, or the connection: with trailers, RST_STREAM or GOAWAY."""
+        rest = data
         while len(rest) >= 9:
-            kinds.add(rest[3])
+            kind, flags = rest[3], rest[4]
+            if kind in {3, 7} or (kind == 1 and flags & 1):
+                return True
             rest = rest[9 + int.from_bytes(rest[:3], "big") :]
-        return bool(kinds & {1, 3, 7})
-
-
-def silent(_: h2.connection.H2Connection) -> bytes:
-    """Says hello as HTTP/2 does, and nothing more."""
-    return b""
+        return False
 
 
 def header_trickle(connection: h2.connection.H2Connection) -> bytes:
@@ -123,7 +123,7 @@ def never_reading(connection: h2.connection.H2Connection) -> bytes:
     return b""
 
 
-HOLDS: dict[str, Callable[[h2.connection.H2Connection], bytes] | None] = {
+HOLDS: dict[str, Begin] = {
     "silent TCP": None,
     "header trickle": header_trickle,
     "body of 1 B/s": body_trickle,
@@ -142,8 +142,6 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
 @contextmanager
 def limit_of_files(count: int) -> Iterator[None]:
     """Skip where not so many files may be open, which is what a socket is."""
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < count:
         pytest.skip(f"{count} open files are not allowed here: {hard}")
@@ -152,9 +150,9 @@ def limit_of_files(count: int) -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def hold(address: str, count: int, begin: Callable[[h2.connection.H2Connection], bytes] | None) -> float:
-    """Have so many hold on until the last of them is cut; how many seconds that took."""
-    holders = [Holder(address, begin) for _ in range(count)]
+def hold(address: str, count: int, *kinds: Begin) -> float:
+    """Have so many of each kind hold on until the last of them is cut; how many seconds that took."""
+    holders = [Holder(address, begin) for begin in kinds for _ in range(count)]
     began_at = time.monotonic()
     held = list(holders)
     while held and time.monotonic() < began_at + CUT_WITHIN_S:
@@ -163,26 +161,28 @@ def hold(address: str, count: int, begin: Callable[[h2.connection.H2Connection],
     took_s = time.monotonic() - began_at
     for holder in holders:
         holder.socket.close()
-    assert not held, f"{len(held)} of {count} were not cut within {CUT_WITHIN_S} s"
+    assert not held, f"{len(held)} of {len(holders)} were not cut within {CUT_WITHIN_S} s"
     return took_s
 
 
+FULL = [pytest.mark.full, pytest.mark.timeout(300)]
+
+
 @pytest.mark.parametrize(
-    "count", [50, pytest.param(2000, marks=[pytest.mark.full, pytest.mark.timeout(300)])], ids=["quick", "full"]
+    ("count", "kinds"),
+    [
+        pytest.param(12, list(HOLDS), id="all at once"),
+        *(pytest.param(2000, [name], marks=FULL, id=name) for name in HOLDS),
+    ],
 )
-@pytest.mark.parametrize("begin", HOLDS.values(), ids=HOLDS)
 def test_who_holds_on_is_cut_and_others_do_not_notice(
-    request: pytest.FixtureRequest,
-    server: RunningServer,
-    figure: Figure,
-    count: int,
-    begin: Callable[[h2.connection.H2Connection], bytes] | None,
+    server: RunningServer, figure: Figure, count: int, kinds: list[str]
 ) -> None:
     with bystander(server.address):
         pass
     before = vitals(server)
     with limit_of_files(2 * count + 500), bystander(server.address, pause_s=0.02) as met:
-        took_s = hold(server.address, count, begin)
+        took_s = hold(server.address, count, *(HOLDS[name] for name in kinds))
     assert met.errors == []
     assert len(met.losses) == 1
     after = vitals_once(server, lambda now: now.held == NOTHING and now.files <= before.files + FILES_BACK_WITHIN)
@@ -190,20 +190,22 @@ def test_who_holds_on_is_cut_and_others_do_not_notice(
     assert after.files <= before.files + FILES_BACK_WITHIN
     figure(
         "O5",
-        f"{count} of {request.node.callspec.id.rpartition('-')[0] or request.node.callspec.id}: all cut after "
-        f"{took_s:.0f} s; {len(met.latencies_s)} calls of another caller without an error; files "
-        f"{before.files} → {after.files}, threads {before.threads} → {after.threads}",
+        f"{count} of {', '.join(kinds)}: all cut after {took_s:.0f} s; {len(met.latencies_s)} calls of another caller "
+        f"without an error; files {before.files} → {after.files}, threads {before.threads} → {after.threads}",
     )
 
 
+@pytest.mark.full
+@pytest.mark.timeout(300)
 def test_silence_where_tls_is_expected_is_cut(tmp_path: Path, figure: Figure) -> None:
     issue_certificates(tmp_path)
     server = start_server(
         tmp_path, f"--tls-certificate={tmp_path / 'server.pem'}", f"--tls-key={tmp_path / 'server.key'}"
     )
     before = vitals(server)
-    count = 50
-    took_s = hold(server.address, count, None)
+    count = 2000
+    with limit_of_files(2 * count):
+        took_s = hold(server.address, count, None)
     after = vitals_once(server, lambda now: now.files <= before.files + FILES_BACK_WITHIN)
     assert after.files <= before.files + FILES_BACK_WITHIN
     assert server.stop() == 0
