@@ -5,6 +5,7 @@ What the checker of a history sees of duplicates, mixed-up answers and single bi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -42,28 +43,37 @@ def made() -> list[Batch]:
     return batches(*[KIB] * 20, *[64 * KIB] * 6, *[MIB] * 3, 8 * MIB)
 
 
-def seeds() -> list[object]:
-    """One short schedule in the quick tier, thirty in the full one."""
-    full = [pytest.mark.full, pytest.mark.timeout(300)]
-    return [(0, 1), *(pytest.param(seed, STEPS, marks=full) for seed in range(1, 31))]
+FULL = [pytest.mark.full, pytest.mark.timeout(900)]
 
 
-@pytest.mark.parametrize(("seed", "count"), seeds())
+@pytest.mark.parametrize(
+    ("seeds", "steps"),
+    [
+        pytest.param(range(1), 1, id="quick"),
+        *(pytest.param(range(first, first + 10), STEPS, marks=FULL, id=f"{first}+10") for first in (1, 11, 21)),
+    ],
+)
 def test_each_call_has_one_outcome_whatever_happens(
-    group: list[Replica], made: list[Batch], figure: Figure, seed: int, count: int
+    group: list[Replica], made: list[Batch], figure: Figure, seeds: range, steps: int
 ) -> None:
-    steps = [schedule(seed, len(group), count), schedule(1000 + seed, len(group), count)]
     load = Load(made, callers=8, sessions=2)
-    with calling(target_of(*(replica.proxy.address for replica in group)), load) as history:
-        Nemesis(group, *steps).join()
-    history.check(ALLOWED)
-    # Afterwards all is as before.
-    with calling(target_of(*(replica.proxy.address for replica in group)), load) as healed:
-        pass
-    healed.check()
+    target = target_of(*(replica.proxy.address for replica in group))
+    calls, extra_attempts, failures = 0, 0, Counter[str]()
+    for seed in seeds:
+        schedules = [schedule(each, len(group), steps) for each in (seed, 1000 + seed)]
+        with calling(target, load) as history:
+            Nemesis(group, *schedules).join()
+        history.check(ALLOWED)
+        # Afterwards all is as before.
+        with calling(target, load) as healed:
+            pass
+        healed.check()
+        calls += len(history.sent)
+        extra_attempts += history.extra_attempts
+        failures.update(type(each.error).__name__ for each in history.failures)
+    kinds = ", ".join(f"{count} {name}" for name, count in failures.items()) or "none an error"
     figure(
         "R4",
-        f"schedule {seed}: {len(history.sent)} calls, each with one outcome; {len(history.failures)} of them "
-        f"{', '.join(sorted({type(each.error).__name__ for each in history.failures})) or 'failed'}; "
-        f"{history.extra_attempts} extra attempts",
+        f"{len(seeds)} schedules of {2 * steps} faults, two at a time: {calls} calls, each with one outcome, {kinds}; "
+        f"{extra_attempts} extra attempts",
     )
