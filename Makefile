@@ -54,8 +54,8 @@ fix: $(INSTALLED) proto chart ## Repair what the checks find, where a tool can
 test: $(INSTALLED) $(HELMS) ## Run the tests; ARGS='-k stream' passes options to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
-test-reliability: $(INSTALLED) ## Run the reliability tests whole, and write their figures to build/reliability.jsonl
-	$(BIN)/python -m pytest tests/reliability -m '' $(ARGS)
+test-reliability: $(INSTALLED) ## Run the tests of docs/reliability.md whole, within an hour, and write down their figures
+	$(BIN)/python -m pytest tests/reliability tests/security -m '' $(ARGS)
 
 soak: $(INSTALLED) ## Keep a server busy for ARGS='--minutes 30' and look at what that leaves behind
 	$(BIN)/python tests/soak.py $(ARGS)
