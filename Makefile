@@ -31,7 +31,7 @@ SHELL_FILES := .ci/run $(wildcard deploy/*/*.sh tests/e2e/*/*.sh)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install proto check fix test test-reliability test-ray test-gpu e2e image chart lock demo serve bench bench-kernels bench-peers bench-overload bench-full bench-gpu clean
+.PHONY: help install proto check fix test test-reliability soak test-ray test-gpu e2e image chart lock demo serve bench bench-kernels bench-peers bench-overload bench-full bench-gpu clean
 .PHONY: check-python check-types check-proto check-generated check-chart check-shell fresh
 
 help: ## Print this list
@@ -54,8 +54,11 @@ fix: $(INSTALLED) proto chart ## Repair what the checks find, where a tool can
 test: $(INSTALLED) $(HELMS) ## Run the tests; ARGS='-k stream' passes options to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
-test-reliability: $(INSTALLED) ## Run the reliability tests whole, and write their figures to build/reliability.jsonl
-	$(BIN)/python -m pytest tests/reliability -m '' $(ARGS)
+test-reliability: $(INSTALLED) ## Run the tests of docs/reliability.md whole, within an hour, and write down their figures
+	$(BIN)/python -m pytest tests/reliability tests/security -m '' $(ARGS)
+
+soak: $(INSTALLED) ## Keep a server busy for ARGS='--minutes 30' and look at what that leaves behind
+	$(BIN)/python tests/soak.py $(ARGS)
 
 test-ray: $(RAY) ## Run the tests that need Ray, which this installs: 300 MB
 	$(BIN)/python -m pytest tests/client/test_ray.py $(ARGS)

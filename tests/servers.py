@@ -71,10 +71,16 @@ class MortalServer:
         self._running: RunningServer = start_server(folder, *flags)
         self.address = self._running.address
 
-    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Kill it as the kernel would, without a word to its clients, or by another signal."""
-        self._running.stop(number)
+    @property
+    def running(self) -> RunningServer:
+        """The process as it is now, or was."""
+        return self._running
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> int:
+        """Kill it as the kernel would, without a word to its clients, or by another signal; its exit code."""
+        code = self._running.stop(number)
         (self._folder / "ready.json").unlink()
+        return code
 
     def start(self) -> None:
         """Start it again on the same port."""

@@ -88,10 +88,18 @@ def test_messages_are_limited_and_retries_are_the_clients_own() -> None:
     assert options["grpc.enable_retries"] == 0
 
 
+def test_a_server_that_vanishes_is_noticed_within_40_s() -> None:
+    options = dict(Endpoint("localhost:50051").options())
+    assert options["grpc.keepalive_time_ms"] + options["grpc.keepalive_timeout_ms"] == 40_000
+    # Whichever ping is under way counts: gRPC sends one at a time.
+    assert options["grpc.http2.ping_timeout_ms"] <= 40_000
+
+
 def test_calls_are_spread_over_the_addresses_behind_a_name() -> None:
     config = json.loads(dict(Endpoint("dns:///losswire.example:50051").options())["grpc.service_config"])
     assert config["loadBalancingConfig"] == [{"round_robin": {}}]
     assert "grpc.service_config" not in dict(Endpoint("localhost:50051").options())
+    assert "grpc.service_config" in dict(Endpoint("ipv4:127.0.0.1:1,127.0.0.1:2").options())
 
 
 def test_the_callers_channel_options_replace_ours() -> None:

@@ -6,19 +6,12 @@ seconds is marked `full` and run by `make test-reliability`; helpers are modules
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
+import figures
 import pytest
-
-FIGURES = Path(__file__).parents[2] / "build/reliability.jsonl"
-"""Where figures are added, one JSON object a line: test, figure, tier, by, seconds, cores, machine, at."""
 
 Figure = Callable[[str, str], None]
 
@@ -32,26 +25,15 @@ def figure(request: pytest.FixtureRequest) -> Figure:
         figure("F1", "20,000 on the wire: 0 wrong statuses")
 
     The first argument is the test's name in docs/reliability.md, the second a sentence or less. It is printed when all
-    tests are done, and added to `FIGURES`.
+    tests are done, and added to `figures.FIGURES`.
     """
     began_at = time.monotonic()
     known = request.config.stash.setdefault(_figures, [])
 
     def keep(test: str, text: str) -> None:
-        entry = {
-            "test": test,
-            "figure": text,
-            "tier": "full" if request.node.get_closest_marker("full") else "quick",
-            "by": request.node.nodeid,
-            "seconds": round(time.monotonic() - began_at, 1),
-            "cores": len(os.sched_getaffinity(0)),
-            "machine": platform.machine(),
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        tier = "full" if request.node.get_closest_marker("full") else "quick"
+        entry = figures.keep(test, text, tier=tier, by=request.node.nodeid, seconds=time.monotonic() - began_at)
         known.append(entry)
-        FIGURES.parent.mkdir(exist_ok=True)
-        with FIGURES.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
 
     return keep
 

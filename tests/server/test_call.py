@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 import pytest
@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from losswire.v1 import ErrorReason
 from losswire.v1.framing import MESSAGE_BYTES
-from losswire_server.call import Call, Lobby
+from losswire_server.call import NO_MEMORY, OUT_OF_MEMORY_RETRY_S, Call, Lobby
 from losswire_server.config import MIB
 from losswire_server.errors import (
     BodyTimeoutError,
@@ -245,6 +245,22 @@ async def test_a_bug_ends_the_call_as_internal_and_is_logged_with_its_request_id
     assert "secret" not in str(context.aborted)
     assert [entry["request_id"] for entry in logs] == [call.caller.request_id]
     assert (lobby.budget.used_bytes, call.caller.gone, count(lobby, "INTERNAL")) == (0, True, 1)
+
+
+@in_loop
+async def test_a_machine_without_memory_sends_the_caller_elsewhere_and_is_no_bug() -> None:
+    lobby = make_lobby()
+
+    async def behaviour(call: Call) -> bytes:
+        await call.reservation.resize(5)
+        raise MemoryError
+
+    with capture_logs() as logs:
+        context, _ = await end(lobby, behaviour)
+    error = OverloadedError(OUT_OF_MEMORY_RETRY_S, NO_MEMORY)
+    assert context.aborted == (grpc.StatusCode.UNAVAILABLE, str(error), error.trailing_metadata)
+    assert (lobby.budget.used_bytes, count(lobby, "UNAVAILABLE")) == (0, 1)
+    assert [entry["event"] for entry in logs] == ["out of memory"]
 
 
 @pytest.mark.parametrize(("remaining_s", "code"), [(FOR_EVER_S, "CANCELLED"), (0.0, "DEADLINE_EXCEEDED")])

@@ -38,6 +38,8 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     # a server may take that for an attack.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # A ping that measures the bandwidth keeps the one above waiting, and by default is itself given a minute.
+    ("grpc.http2.ping_timeout_ms", 30_000),
     ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
     # A server that restarts is found again within about a second: the defaults are 1 s and 2 min.
@@ -146,7 +148,8 @@ class Endpoint:
     def options(self) -> list[tuple[str, Any]]:
         """The channel arguments, in gRPC's words."""
         options = dict(_OPTIONS)
-        if not is_loopback(self.target):
+        # On this machine a name stands for one server, and several addresses for several.
+        if not is_loopback(self.target) or "," in self.target:
             options["grpc.service_config"] = _SERVICE_CONFIG
         if isinstance(self.tls, Tls) and self.tls.server_name is not None:
             options["grpc.ssl_target_name_override"] = self.tls.server_name

@@ -24,6 +24,7 @@ from losswire_server.errors import (
     DrainingError,
     IdleError,
     InternalError,
+    OverloadedError,
     QueueFullError,
     ServiceError,
     StalledError,
@@ -45,6 +46,11 @@ ABORT_TIMEOUT_S: Final = 1.0
 
 QUEUE_SHARE: Final = 0.2
 """Most of the time that a caller has left which its request may spend in the queue."""
+
+OUT_OF_MEMORY_RETRY_S: Final = 1.0
+"""When to come back to a server whose machine had no memory."""
+
+NO_MEMORY: Final = "the machine of this server has no memory left"
 
 _log = structlog.get_logger()
 
@@ -323,6 +329,12 @@ class Call:
             passed = self.caller.deadline <= time.monotonic()
             code = grpc.StatusCode.DEADLINE_EXCEEDED if passed else grpc.StatusCode.CANCELLED
             raise
+        except MemoryError:
+            # The machine's, for now: this call lets go of what it holds, and another server may have room.
+            refusal = OverloadedError(OUT_OF_MEMORY_RETRY_S, NO_MEMORY)
+            code = refusal.code
+            _log.warning("out of memory", method=self.method, request_id=self.caller.request_id)
+            await self._abort(refusal)
         except Exception:
             code = grpc.StatusCode.INTERNAL
             _log.exception("call failed", method=self.method, request_id=self.caller.request_id)

@@ -2,7 +2,7 @@
 
 Exit codes: 0 after a drain; 1 when the server cannot start, also for a library that is too old, or when one of its
 processes dies again and again; 2 when a setting is refused; 70 when its device is lost, and another process may get it
-to work again; 130 when interrupted while it starts. docs/operations.md says what to do.
+to work again; 130 when interrupted, and 143 when terminated, while it starts. docs/operations.md says what to do.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import losswire_server
+from losswire_server.signals import end_at_once, ignore_from_now_on
 
 if TYPE_CHECKING:
     from losswire_server.config import Config
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    end_at_once()
     from losswire_server.versions import VersionError, check_versions
 
     # Before anything is imported that would not even load.
@@ -51,10 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return _refuse(error, 2)
     configure_logs(config.log_format, config.log_level)
-    try:
-        return _run(config)
-    except KeyboardInterrupt:  # Before `serve` had a handler for it.
-        return 130
+    return _run(config)
 
 
 def _run(config: Config) -> int:
@@ -74,6 +73,7 @@ def _run_here(config: Config) -> int:
         return _refuse(error, 1)
     except DeviceFailedError:
         exit_now()
+    ignore_from_now_on()
     return 0
 
 
@@ -84,8 +84,11 @@ def _run_processes(config: Config) -> int:
 
     try:
         asyncio.run(supervise(config))
-    except (StartError, ProcessesDiedError) as error:
+    except StartError as error:
         return _refuse(error, 1)
+    except ProcessesDiedError as error:
+        return _refuse(error, error.exit_code)
+    ignore_from_now_on()
     return 0
 
 

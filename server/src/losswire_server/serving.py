@@ -16,7 +16,7 @@ from losswire_server.losses.cpu import BackendMissingError
 from losswire_server.losses.warm_up import WarmUpError
 from losswire_server.ports import SidePorts, StartError
 from losswire_server.server import Server
-from losswire_server.signals import stop_signals
+from losswire_server.signals import listen_to_signals
 from losswire_server.summary import Addresses, announce
 from losswire_server.tls import CertificateError
 from losswire_server.tracing import TracingError
@@ -37,12 +37,12 @@ _log = structlog.get_logger()
 
 
 async def serve(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the draining at once.
+    """Serve until SIGTERM, SIGINT or SIGHUP, then drain; a second signal ends the draining at once.
 
     Raises:
         DeviceFailedError: if the device was lost; its calls were told, and the process is to end.
     """
-    stop, hurry = stop_signals()
+    stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     server = Server(config)
     ports = SidePorts(config, server.registry)
@@ -55,6 +55,8 @@ async def serve(config: Config) -> None:
         loop.call_soon_threadsafe(stop.set)
 
     await server.start(device_lost)
+    # Not before: a signal ends a server that still warms up at once.
+    listen_to_signals(stop, hurry)
     ports.set_ready(True)
     announce(config, server.info, Addresses(server.address, ports.health_address, ports.metrics_address))
     _log.info("serving", address=server.address, device=server.info.device, backend=server.info.backend)

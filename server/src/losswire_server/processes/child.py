@@ -35,11 +35,13 @@ class Death:
         reason: Why, in one line.
         pid: Its process ID; None where it could not even be spawned.
         told: Whether the reason is what it said itself.
+        code: Its exit code, negative for a signal; None where it could not be spawned.
     """
 
     reason: str
     pid: int | None = None
     told: bool = False
+    code: int | None = None
 
 
 class Child:
@@ -106,7 +108,7 @@ class Child:
         await self._listening
         self._writer.close()
         reason = self.failure or self._broken or f"it ended with {_describe(code)}"
-        return Death(reason, self.pid, told=self.failure is not None)
+        return Death(reason, self.pid, self.failure is not None, code)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal, unless it has ended."""

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from losswire.v1 import GetInfoResponse
 from losswire_server.config import Config
+from losswire_server.device_loss import EXIT_CODE
 from losswire_server.ports import SidePorts, StartError
 from losswire_server.processes.child import SCRAPE_TIMEOUT_S, WORKER, Child, Death
 from losswire_server.processes.link import Settings, collect
@@ -40,11 +41,19 @@ _log = structlog.get_logger()
 
 
 class ProcessesDiedError(Exception):
-    """A process died again and again; the message is one line for a person."""
+    """A process died again and again; the message is one line for a person.
+
+    Attributes:
+        exit_code: What the server ends with: that of a lost device where the last death was one.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 async def supervise(config: Config) -> None:
-    """Serve with several processes until SIGTERM or SIGINT, then drain; a second signal ends the draining at once.
+    """Serve with several processes until SIGTERM, SIGINT or SIGHUP, then drain; a second one ends the draining at once.
 
     Raises:
         StartError: if the server cannot start.
@@ -141,7 +150,8 @@ class Supervisor:
             if not self._started.is_set():
                 self._fail(StartError(reason if death.told else f"process {number} cannot start: {reason}"))
             elif deaths >= MAX_DEATHS:
-                self._fail(ProcessesDiedError(f"process {number} died {deaths} times in a row; last, {reason}"))
+                message = f"process {number} died {deaths} times in a row; last, {reason}"
+                self._fail(ProcessesDiedError(message, EXIT_CODE if death.code == EXIT_CODE else 1))
             else:
                 await self._back_off(BACKOFF_S * 2 ** (deaths - 1))
 

@@ -87,6 +87,7 @@ def main() -> int:
     # Loads PyTorch, after the link is there to end this process if it has to.
     from losswire_server.device_loss import DeviceFailedError, exit_now
     from losswire_server.serving import START_ERRORS
+    from losswire_server.signals import ignore_from_now_on
 
     try:
         asyncio.run(_serve(config, link))
@@ -95,6 +96,7 @@ def main() -> int:
         return 1
     except DeviceFailedError:
         exit_now()
+    ignore_from_now_on()
     return 0
 
 
@@ -103,9 +105,9 @@ async def _serve(config: Config, link: Link) -> None:
 
     from losswire_server.device_loss import DeviceLoss, exit_soon
     from losswire_server.server import Server
-    from losswire_server.signals import stop_signals
+    from losswire_server.signals import listen_to_signals
 
-    stop, hurry = stop_signals()
+    stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     server = Server(config, share_port=True)
 
@@ -115,6 +117,8 @@ async def _serve(config: Config, link: Link) -> None:
         loop.call_soon_threadsafe(stop.set)
 
     await server.start(device_lost)
+    # Not before: a signal ends a process that still warms up at once.
+    listen_to_signals(stop, hurry)
     link.answer_from(server.registry)
     link.send(Report(info=server.info.SerializeToString().hex()))
     structlog.get_logger().info("process serves", pid=os.getpid())
