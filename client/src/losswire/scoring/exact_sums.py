@@ -51,7 +51,7 @@ class ExactSums:
 
     >>> sums = ExactSums(np.float64)
     >>> sums.add(np.array([0, 0, 0, 2]), np.array([1e100, 1.0, -1e100, 0.5]))
-    >>> [to_float(sums.total(key)) for key in range(3)]
+    >>> [to_float(total) for total in sums.totals(3)]
     [1.0, 0.0, 0.5]
 
     Args:
@@ -88,12 +88,15 @@ class ExactSums:
         if layout.mantissa_bits >= _LIMB_BITS:
             self._add_pieces(place + 1, (mantissa >> _LIMB_BITS) << shift, sign)
 
-    def total(self, key: int) -> int:
-        """The sum of a key, in units of 2**-1074."""
-        total = self._folded.get(key, 0)
-        if key < len(self._limbs):
-            total += _combine(self._limbs[key].tolist())
-        return total << UNIT_EXPONENT - self._layout.unit_exponent
+    def totals(self, keys: int) -> list[int]:
+        """The sums of the first so many keys, in units of 2**-1074."""
+        up = UNIT_EXPONENT - self._layout.unit_exponent
+        found = _combined(self._limbs[:keys])
+        found += [0] * (keys - len(found))
+        for key, total in self._folded.items():
+            if key < keys:
+                found[key] += total
+        return [total << up for total in found]
 
     def _add_pieces(
         self, place: npt.NDArray[np.int64], pieces: npt.NDArray[np.int64], sign: npt.NDArray[np.int64]
@@ -110,8 +113,8 @@ class ExactSums:
             self._limbs = grown
         self._adds += adds
         if self._adds > _MAX_ADDS:
-            for key, limbs in enumerate(self._limbs.tolist()):
-                self._folded[key] = self._folded.get(key, 0) + _combine(limbs)
+            for key, total in enumerate(_combined(self._limbs)):
+                self._folded[key] = self._folded.get(key, 0) + total
             self._limbs[:] = 0
             self._adds = adds
 
@@ -156,5 +159,17 @@ def from_text(text: str) -> int:
     return int(digits, 16) << int(power) + UNIT_EXPONENT if int(digits, 16) else 0
 
 
-def _combine(limbs: list[int]) -> int:
-    return sum(limb << place * _LIMB_BITS for place, limb in enumerate(limbs) if limb)
+def _combined(limbs: npt.NDArray[np.int64]) -> list[int]:
+    """The integers whose limbs are the rows of `(keys, limbs)`. Limbs may be negative."""
+    carried = limbs.copy()
+    for place in range(carried.shape[1] - 1):
+        carried[:, place + 1] += carried[:, place] >> _LIMB_BITS
+    # All but the last have no sign any more, and 32 bits: the digits of a number in two's complement.
+    digits = np.empty((len(carried), carried.shape[1] + 1), "<u4")
+    digits[:, :-1] = carried & _LIMB_MASK
+    digits[:, -1] = carried[:, -1] >> _LIMB_BITS & _LIMB_MASK
+    width = 4 * digits.shape[1]
+    content = digits.tobytes()
+    return [
+        int.from_bytes(content[start : start + width], "little", signed=True) for start in range(0, len(content), width)
+    ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Final
 
 import numpy as np
@@ -90,9 +91,9 @@ class Bin:
         self.confidence += other.confidence
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class WorstRow:
-    """A row with a large loss. Rows sort from the largest loss, and equal ones by place.
+    """A row with a large loss.
 
     Attributes:
         order: Minus the loss.
@@ -107,6 +108,10 @@ class WorstRow:
     row: int
     position: int
     details: Mapping[str, Any] = field(compare=False)
+
+
+# From the largest loss, and equal ones by place.
+_WORST_FIRST: Final = attrgetter("order", "shard", "row", "position")
 
 
 @dataclass(slots=True)
@@ -140,7 +145,7 @@ class Totals:
                 mine.add(theirs)
         for place, count in other.histogram.items():
             self.histogram[place] = self.histogram.get(place, 0) + count
-        self.worst = sorted([*self.worst, *other.worst])[:WORST_COUNT]
+        self.worst = sorted([*self.worst, *other.worst], key=_WORST_FIRST)[:WORST_COUNT]
         self.has_accuracy = self.has_accuracy and other.has_accuracy
 
     def to_json(self) -> dict[str, Any]:
@@ -282,20 +287,22 @@ class Tally:
     def totals(self) -> Totals:
         """What has been counted."""
         totals = Totals(has_accuracy=self._has_accuracy, worst=self._worst)
+        one, groups = exact(1.0), len(self._group_keys)
+        counts = self._group_counts.T.tolist()
+        losses, weights = self._totals("group loss", groups), self._totals("group weight", groups)
+        bin_counts, confidences = self._bin_counts.T.tolist(), self._totals("confidence", groups * BIN_COUNT)
         for name, key in self._group_keys.items():
-            cell = Cell(*self._group_counts[:, key].tolist())
-            cell.loss = self._total("group loss", key)
-            cell.weight = self._total("group weight", key) if self._weighted else cell.counted * exact(1.0)
+            cell = Cell(*counts[key], loss=losses[key])
+            cell.weight = weights[key] if self._weighted else cell.counted * one
             totals.groups[name] = cell
             totals.bins[name] = [
-                Bin(int(self._bin_counts[0, place]), int(self._bin_counts[1, place]), self._total("confidence", place))
-                for place in range(key * BIN_COUNT, (key + 1) * BIN_COUNT)
+                Bin(*bin_counts[place], confidences[place]) for place in range(key * BIN_COUNT, (key + 1) * BIN_COUNT)
             ]
+        counts = self._class_counts.T.tolist()
+        losses = self._totals("class loss", len(counts))
         for label in np.flatnonzero(self._class_counts.any(axis=0)).tolist():
-            cell = Cell(*self._class_counts[:, label].tolist())
-            cell.loss = self._total("class loss", label)
-            factor = exact(1.0) if self._weight is None else exact(float(self._weight[label]))
-            cell.weight = cell.counted * factor
+            cell = Cell(*counts[label], loss=losses[label])
+            cell.weight = cell.counted * (one if self._weight is None else exact(float(self._weight[label])))
             totals.classes[label] = cell
         totals.histogram = {place: int(self._histogram[place]) for place in np.flatnonzero(self._histogram).tolist()}
         return totals
@@ -361,15 +368,15 @@ class Tally:
                 "confidence": float(rows.confidence[index]),
             }
             found.append(WorstRow(-float(rows.loss[index]), self._shard, rows.first_row + row, position, details))
-        self._worst = sorted([*self._worst, *found])[:WORST_COUNT]
+        self._worst = sorted([*self._worst, *found], key=_WORST_FIRST)[:WORST_COUNT]
 
     def _sum(self, name: str, dtype: npt.DTypeLike) -> ExactSums:
         if name not in self._sums:
             self._sums[name] = ExactSums(dtype)
         return self._sums[name]
 
-    def _total(self, name: str, key: int) -> int:
-        return self._sums[name].total(key) if name in self._sums else 0
+    def _totals(self, name: str, keys: int) -> list[int]:
+        return self._sums[name].totals(keys) if name in self._sums else [0] * keys
 
 
 def _added(counts: npt.NDArray[np.int64], keys: list[npt.NDArray[np.int64]], length: int) -> npt.NDArray[np.int64]:
