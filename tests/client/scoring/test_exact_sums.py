@@ -35,7 +35,7 @@ def test_a_sum_is_that_of_the_numbers_as_fractions(dtype: type[Any], unsigned: t
     sums = ExactSums(dtype)
     for part in np.array_split(np.arange(len(values)), 7):
         sums.add(keys[part], values[part])
-    *totals, beyond = sums.totals(6)
+    *totals, beyond = sums.totals(range(6))
     for key, total in enumerate(totals):
         assert Fraction(total, 1 << UNIT_EXPONENT) == sum(map(Fraction, values[keys == key].tolist()))
     assert beyond == 0
@@ -48,7 +48,7 @@ def test_no_order_changes_a_sum(dtype: type[Any], unsigned: type[Any]) -> None:
     for seed in range(5):
         sums = ExactSums(dtype)
         sums.add(np.zeros(len(values), np.int64), np.random.default_rng(seed).permutation(values))
-        totals.add(*sums.totals(1))
+        totals.add(*sums.totals([0]))
     assert len(totals) == 1
 
 
@@ -57,7 +57,7 @@ def test_limbs_are_emptied_before_they_overflow(monkeypatch: pytest.MonkeyPatch)
     sums = ExactSums(np.float64)
     for _ in range(25):
         sums.add(np.array([1, 1, 3]), np.array([0.1, 0.2, 0.3]))
-    assert sums.totals(5) == [0, 25 * (exact(0.1) + exact(0.2)), 0, 25 * exact(0.3), 0]
+    assert sums.totals([3, 1, 0]) == [25 * exact(0.3), 25 * (exact(0.1) + exact(0.2)), 0]
 
 
 def test_a_sum_beyond_the_largest_number_is_infinite_and_comes_back() -> None:

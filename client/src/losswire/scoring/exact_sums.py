@@ -51,7 +51,7 @@ class ExactSums:
 
     >>> sums = ExactSums(np.float64)
     >>> sums.add(np.array([0, 0, 0, 2]), np.array([1e100, 1.0, -1e100, 0.5]))
-    >>> [to_float(total) for total in sums.totals(3)]
+    >>> [to_float(total) for total in sums.totals([0, 1, 2])]
     [1.0, 0.0, 0.5]
 
     Args:
@@ -88,15 +88,18 @@ class ExactSums:
         if layout.mantissa_bits >= _LIMB_BITS:
             self._add_pieces(place + 1, (mantissa >> _LIMB_BITS) << shift, sign)
 
-    def totals(self, keys: int) -> list[int]:
-        """The sums of the first so many keys, in units of 2**-1074."""
+    def totals(self, keys: npt.ArrayLike) -> list[int]:
+        """The sums of some keys, in units of 2**-1074.
+
+        Args:
+            keys: `(n)`, >= 0.
+        """
+        wanted = np.asarray(keys, np.int64)
+        self._reserve(int(wanted.max(initial=-1)) + 1, 0)
         up = UNIT_EXPONENT - self._layout.unit_exponent
-        found = _combined(self._limbs[:keys])
-        found += [0] * (keys - len(found))
-        for key, total in self._folded.items():
-            if key < keys:
-                found[key] += total
-        return [total << up for total in found]
+        folded = self._folded.get
+        found = _combined(self._limbs[wanted])
+        return [total + folded(key, 0) << up for key, total in zip(wanted.tolist(), found, strict=True)]
 
     def _add_pieces(
         self, place: npt.NDArray[np.int64], pieces: npt.NDArray[np.int64], sign: npt.NDArray[np.int64]

@@ -177,16 +177,16 @@ def read_summary(folder: Folder) -> dict[str, Any]:
 
 def _lines(summary: Mapping[str, Any]) -> str:
     """JSON with a line for each entry, each group, each class and each shard, to be read, searched and compared."""
+    # One encoder for all: `json.dumps` would make one for each line.
+    encode = json.JSONEncoder(allow_nan=False).encode
     entries = []
     for key, value in summary.items():
         if isinstance(value, dict) and value:
-            inner = ",\n".join(
-                f"  {json.dumps(name)}: {json.dumps(item, allow_nan=False)}" for name, item in value.items()
-            )
+            inner = ",\n".join(f"  {encode(name)}: {encode(item)}" for name, item in value.items())
             text = f"{{\n{inner}\n }}"
         elif isinstance(value, list) and value:
-            text = "[\n" + ",\n".join(f"  {json.dumps(item, allow_nan=False)}" for item in value) + "\n ]"
+            text = "[\n" + ",\n".join(f"  {encode(item)}" for item in value) + "\n ]"
         else:
-            text = json.dumps(value, allow_nan=False)
-        entries.append(f" {json.dumps(key)}: {text}")
+            text = encode(value)
+        entries.append(f" {encode(key)}: {text}")
     return "{\n" + ",\n".join(entries) + "\n}\n"

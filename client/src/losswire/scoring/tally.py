@@ -6,7 +6,7 @@ same totals, and go through JSON unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Final
@@ -289,8 +289,8 @@ class Tally:
         totals = Totals(has_accuracy=self._has_accuracy, worst=self._worst)
         one, groups = exact(1.0), len(self._group_keys)
         counts = self._group_counts.T.tolist()
-        losses, weights = self._totals("group loss", groups), self._totals("group weight", groups)
-        bin_counts, confidences = self._bin_counts.T.tolist(), self._totals("confidence", groups * BIN_COUNT)
+        losses, weights = self._totals("group loss", range(groups)), self._totals("group weight", range(groups))
+        bin_counts, confidences = self._bin_counts.T.tolist(), self._totals("confidence", range(groups * BIN_COUNT))
         for name, key in self._group_keys.items():
             cell = Cell(*counts[key], loss=losses[key])
             cell.weight = weights[key] if self._weighted else cell.counted * one
@@ -298,10 +298,11 @@ class Tally:
             totals.bins[name] = [
                 Bin(*bin_counts[place], confidences[place]) for place in range(key * BIN_COUNT, (key + 1) * BIN_COUNT)
             ]
-        counts = self._class_counts.T.tolist()
-        losses = self._totals("class loss", len(counts))
-        for label in np.flatnonzero(self._class_counts.any(axis=0)).tolist():
-            cell = Cell(*counts[label], loss=losses[label])
+        # Of tens of thousands of classes, few may be in a shard.
+        labels = np.flatnonzero(self._class_counts.any(axis=0)).tolist()
+        counts = self._class_counts[:, labels].T.tolist()
+        for label, states, loss in zip(labels, counts, self._totals("class loss", labels), strict=True):
+            cell = Cell(*states, loss=loss)
             cell.weight = cell.counted * (one if self._weight is None else exact(float(self._weight[label])))
             totals.classes[label] = cell
         totals.histogram = {place: int(self._histogram[place]) for place in np.flatnonzero(self._histogram).tolist()}
@@ -375,8 +376,8 @@ class Tally:
             self._sums[name] = ExactSums(dtype)
         return self._sums[name]
 
-    def _totals(self, name: str, keys: int) -> list[int]:
-        return self._sums[name].totals(keys) if name in self._sums else [0] * keys
+    def _totals(self, name: str, keys: Sequence[int]) -> list[int]:
+        return self._sums[name].totals(keys) if name in self._sums else [0] * len(keys)
 
 
 def _added(counts: npt.NDArray[np.int64], keys: list[npt.NDArray[np.int64]], length: int) -> npt.NDArray[np.int64]:
