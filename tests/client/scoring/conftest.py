@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from score_shards import DOMAIN, LOGITS, ROWS, TARGET, Losswire
 from typer.testing import CliRunner, Result
 
 from losswire.commands import app
-
-Losswire = Callable[..., Result]
 
 
 @pytest.fixture
@@ -33,3 +33,15 @@ def summary_of() -> Callable[[Result], Any]:
         return json.loads(result.stdout)
 
     return read
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Path]:
+    """Four shards of different sizes."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    found = []
+    for number, rows in enumerate(np.split(np.arange(ROWS), [10, 11, 80])):
+        found.append(folder / f"part-{number}.npz")
+        np.savez(found[-1], allow_pickle=False, logits=LOGITS[rows], target=TARGET[rows], domain=DOMAIN[rows])
+    return found

@@ -44,7 +44,7 @@ def test_a_sum_is_that_of_the_numbers_as_fractions(dtype: type[Any], unsigned: t
 @pytest.mark.parametrize(("dtype", "unsigned"), TYPES)
 def test_no_order_changes_a_sum(dtype: type[Any], unsigned: type[Any]) -> None:
     values = any_bits(dtype, unsigned, 1000)
-    totals = set()
+    totals = set[int]()
     for seed in range(5):
         sums = ExactSums(dtype)
         sums.add(np.zeros(len(values), np.int64), np.random.default_rng(seed).permutation(values))

@@ -10,7 +10,6 @@ import typer
 from losswire.commands.console import AsJson
 from losswire.commands.score import SKIPPED, exit_statuses
 from losswire.commands.score_display import print_outcome
-from losswire.scoring.errors import ScoringError
 from losswire.scoring.merging import merge_folders
 
 
@@ -28,11 +27,11 @@ def merge(
     Exit status: 0 merged, 1 shards are missing or a file cannot be written, 2 wrong usage, 3 merged and some shards
     were skipped, 4 the folders are of different runs, 5 a runner works in one of them.
     """
+    count = len({folder.resolve() for folder in folders})
+    if out is None and count > 1:
+        raise typer.BadParameter(f"{count} folders are given and no --out; expected --out DIR for the whole")
+    target = folders[0] if out is None else out
     with exit_statuses():
-        count = len({folder.resolve() for folder in folders})
-        if out is None and count > 1:
-            raise ScoringError(f"{count} folders are given and no --out; expected --out DIR for the whole")
-        target = folders[0] if out is None else out
         outcome = merge_folders(folders, target)
         print_outcome(outcome, target, as_json)
         if outcome.failures:

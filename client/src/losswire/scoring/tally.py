@@ -292,17 +292,21 @@ class Tally:
         losses, weights = self._totals("group loss", range(groups)), self._totals("group weight", range(groups))
         bin_counts, confidences = self._bin_counts.T.tolist(), self._totals("confidence", range(groups * BIN_COUNT))
         for name, key in self._group_keys.items():
-            cell = Cell(*counts[key], loss=losses[key])
+            cell = Cell(*counts[key])
+            cell.loss = losses[key]
             cell.weight = weights[key] if self._weighted else cell.counted * one
             totals.groups[name] = cell
+            mine = slice(key * BIN_COUNT, (key + 1) * BIN_COUNT)
             totals.bins[name] = [
-                Bin(*bin_counts[place], confidences[place]) for place in range(key * BIN_COUNT, (key + 1) * BIN_COUNT)
+                Bin(count, correct, confidence)
+                for (count, correct), confidence in zip(bin_counts[mine], confidences[mine], strict=True)
             ]
         # Of tens of thousands of classes, few may be in a shard.
         labels = np.flatnonzero(self._class_counts.any(axis=0)).tolist()
         counts = self._class_counts[:, labels].T.tolist()
         for label, states, loss in zip(labels, counts, self._totals("class loss", labels), strict=True):
-            cell = Cell(*states, loss=loss)
+            cell = Cell(*states)
+            cell.loss = loss
             cell.weight = cell.counted * (one if self._weight is None else exact(float(self._weight[label])))
             totals.classes[label] = cell
         totals.histogram = {place: int(self._histogram[place]) for place in np.flatnonzero(self._histogram).tolist()}
