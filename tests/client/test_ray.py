@@ -167,6 +167,29 @@ def test_an_exact_sum_adds_what_is_not_finite_as_ieee_754_does(terms: tuple[floa
     assert total.finalize(total.combine(half, [1.0])) == pytest.approx(expected + 1.0, nan_ok=True)
 
 
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        ([[1e308, 1e308]], math.inf),
+        ([[-1e308], [-1e308]], -math.inf),
+        ([[1e308, 1e308], [-1e308, 2.0**-1074]], 1e308),
+        ([[1e308, 1e308], [-1e308], [-1e308, 1.5]], 1.5),
+        ([[1e308, 1e308], [-math.inf]], -math.inf),
+        ([[1e308, 1e308, -math.inf], [1.0]], -math.inf),
+    ],
+)
+def test_an_exact_sum_is_infinite_only_if_it_is_beyond_the_largest_number(
+    blocks: list[list[float]], expected: float
+) -> None:
+    from losswire.ray import ExactSum
+
+    total = ExactSum("x")
+    accumulator: list[float] = []
+    for block in blocks:
+        accumulator = total.combine(accumulator, total.aggregate_block(pandas_block(np.array(block))))
+    assert total.finalize(accumulator) == expected
+
+
 def pandas_block(values: np.ndarray) -> Any:
     """A block with the column "x"."""
     import pandas as pd

@@ -11,7 +11,9 @@ It needs Ray Data: `pip install "losswire[ray]"`.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from losswire.client import Client
 from losswire.errors import InvalidArgumentError
 from losswire.evaluation import evaluation
 from losswire.options import OUTPUTS, Options
-from losswire.results import CrossEntropyResult
+from losswire.results import CrossEntropyResult, exact_sum
 from losswire.retry import RetryPolicy
 from losswire.tensors import numpy_dtype
 
@@ -184,7 +186,7 @@ class ExactSum(AggregateFnV2):  # type: ignore[misc]
     """The correctly rounded sum of a column of numbers, which no partition and no order changes.
 
     What travels between workers is the exact sum, as a few float64 numbers that add up to it; it is rounded once, at
-    the end. NaN and infinities add up as in IEEE 754.
+    the end, and infinite only if it is itself beyond the largest float64. NaN and infinities add up as in IEEE 754.
 
     Args:
         on: Name of the column.
@@ -204,16 +206,29 @@ class ExactSum(AggregateFnV2):  # type: ignore[misc]
 
     def finalize(self, accumulator: list[float]) -> float:
         """The sum, rounded."""
-        return sum(accumulator) if not all(map(math.isfinite, accumulator)) else math.fsum(accumulator)
+        return exact_sum(accumulator)
 
 
 def _expansion(terms: list[float]) -> list[float]:
     """A few numbers that have exactly the sum of `terms`: the rounded sum, then what was rounded off, and so on."""
     if not all(map(math.isfinite, terms)):
-        return [sum(terms)]
+        return [exact_sum(terms)]
     parts: list[float] = []
-    while rest := math.fsum([*terms, *(-part for part in parts)]):
-        parts.append(rest)
+    try:
+        while rest := math.fsum([*terms, *(-part for part in parts)]):
+            parts.append(rest)
+    except OverflowError:
+        return _large_expansion(sum(map(Fraction, terms), Fraction(0)))
+    return parts
+
+
+def _large_expansion(total: Fraction) -> list[float]:
+    """The same of a sum beyond the largest number, or of terms that `fsum` cannot add because they are near it."""
+    largest = Fraction(sys.float_info.max)
+    parts: list[float] = []
+    while total:
+        parts.append(float(min(max(total, -largest), largest)))
+        total -= Fraction(parts[-1])
     return parts
 
 

@@ -103,8 +103,8 @@ def merge(results: Iterable[CrossEntropyResult]) -> CrossEntropyResult:
     reduction = _common("reduction", [part.reduction for part in parts], default="mean")
     empty_mean = _common("empty_mean", [part.empty_mean for part in parts], default="nan")
     names = _common("outputs", [tuple(sorted(part.outputs)) for part in parts], default=())
-    loss_sum = _exact_sum([part.loss_sum for part in parts])
-    weight_sum = _exact_sum([part.weight_sum for part in parts])
+    loss_sum = exact_sum([part.loss_sum for part in parts])
+    weight_sum = exact_sum([part.weight_sum for part in parts])
     counted = sum(part.counted for part in parts)
     return CrossEntropyResult(
         loss=_merged_loss(parts, reduction, empty_mean, loss_sum, weight_sum, counted),
@@ -139,7 +139,7 @@ def _merged_loss(
         return float(np.float64(loss_sum) / np.float64(weight_sum))
 
 
-def _exact_sum(values: Sequence[float]) -> float:
+def exact_sum(values: Sequence[float]) -> float:
     """The correctly rounded sum, which no order of the values changes; NaN and infinities as IEEE 754 adds them."""
     special = [value for value in values if not math.isfinite(value)]
     if special:
