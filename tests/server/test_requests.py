@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -25,7 +26,13 @@ RANDOM = np.random.default_rng(0)
 
 
 def message(
-    rows: int = 3, classes: int = 5, *, weighted: bool = False, digest: bytes | None = None, **options: Any
+    rows: int = 3,
+    classes: int = 5,
+    *,
+    weighted: bool = False,
+    digest: bytes | None = None,
+    run: str = "",
+    **options: Any,
 ) -> bytes:
     """An EvaluateRequest with random numbers in its tensors."""
     logits = RANDOM.standard_normal((rows, classes), dtype=np.float32)
@@ -37,6 +44,7 @@ def message(
         weight=weight,
         weight_digest=digest,
         options=CrossEntropyOptions(**options),
+        run=run,
     ).SerializeToString()
 
 
@@ -189,8 +197,24 @@ def test_only_kinds_without_weight_and_outputs_are_evaluated_in_place() -> None:
 
 def test_several_kinds_of_one_length_are_known_and_the_oldest_is_forgotten() -> None:
     known = known_requests()
-    kinds = [message(ignore_index=ignored) for ignored in range(1, MAX_KNOWN_PER_LENGTH + 2)]
+    kinds = [message(run=f"team-{number:03}") for number in range(MAX_KNOWN_PER_LENGTH + 1)]
     assert len(set(map(len, kinds))) == 1
     for data in kinds:
         learn(known, data)
     assert [known.find(data) is not None for data in kinds] == [False, *[True] * MAX_KNOWN_PER_LENGTH]
+    found = known.find(kinds[5])
+    assert found is not None
+    assert found.plan.run == "team-005"
+
+
+def test_kinds_of_few_lengths_are_bounded_as_well() -> None:
+    known = known_requests()
+    lengths = MAX_KNOWN // MAX_KNOWN_PER_LENGTH + 1
+    kinds = [
+        [message(rows, run=f"team-{number:03}") for number in range(MAX_KNOWN_PER_LENGTH)]
+        for rows in range(1, lengths + 1)
+    ]
+    for data in itertools.chain(*kinds):
+        learn(known, data)
+    assert all(known.find(data) is None for data in kinds[0])
+    assert all(known.find(data) is not None for data in itertools.chain(*kinds[1:]))

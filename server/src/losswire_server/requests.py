@@ -20,11 +20,12 @@ from losswire_server.losses.job import InPlace, Layout, Parameters
 from losswire_server.plan import TORCH_DTYPES, Plan, parameters_of
 from losswire_server.validation import check_request
 
-MAX_KNOWN: Final = 512
-"""Lengths of messages of which kinds are remembered."""
+MAX_KNOWN: Final = 1024
+"""Kinds that are remembered, at most a kilobyte or two each."""
 
-MAX_KNOWN_PER_LENGTH: Final = 4
-"""Kinds of one length that are remembered: less than a kilobyte each."""
+MAX_KNOWN_PER_LENGTH: Final = 64
+"""Kinds of one length that are remembered: as many as there are runs by default, whose names may be equally long. To
+pass over one that does not match takes a tenth of a microsecond."""
 
 MAX_SURROUNDING_BYTES: Final = 1024
 """What surrounds the tensors of a request that is worth remembering, at most."""
@@ -54,7 +55,8 @@ class Kind:
     Attributes:
         plan: What they ask for.
         parameters: The same for a backend, without a weight.
-        surroundings: Where in the message, and what, stands before, between and behind the tensors.
+        surroundings: Where in the message, and what, stands behind, between and before the tensors: what differs
+            between kinds of one length, options and run, usually stands behind.
         logits, target, weight: Where the tensors stand.
         in_place: The backend's way to evaluate them without tensors, if it has one.
     """
@@ -97,6 +99,7 @@ class KnownRequests:
         self._in_place = in_place
         # By the length of the message, in the order in which the lengths were learnt; the newest of a length first.
         self._kinds: OrderedDict[int, tuple[Kind, ...]] = OrderedDict()
+        self._count = 0
 
     def find(self, message: bytes) -> Kind | None:
         """The kind of the request in a message, if it is known."""
@@ -120,9 +123,11 @@ class KnownRequests:
             if request.weight_digest is None and request.weight is None and not whole.plan.outputs:
                 kind.in_place = self._in_place(kind.layout())
             others = self._kinds.pop(len(message), ())
-            self._kinds[len(message)] = (kind, *others[: MAX_KNOWN_PER_LENGTH - 1])
-            if len(self._kinds) > MAX_KNOWN:
-                self._kinds.popitem(last=False)
+            self._kinds[len(message)] = kinds = (kind, *others[: MAX_KNOWN_PER_LENGTH - 1])
+            self._count += len(kinds) - len(others)
+            if self._count > MAX_KNOWN:
+                _, forgotten = self._kinds.popitem(last=False)
+                self._count -= len(forgotten)
         return whole
 
 
@@ -154,7 +159,7 @@ def _kind_of(message: bytes, request: WholeRequest) -> Kind | None:
     gaps = [slice(left.stop, right.start) for left, right in pairwise(ends)]
     if sum(gap.stop - gap.start for gap in gaps) > MAX_SURROUNDING_BYTES:
         return None
-    surroundings = tuple((gap, message[gap]) for gap in gaps)
+    surroundings = tuple((gap, message[gap]) for gap in reversed(gaps))
     return Kind(request.plan, request.parameters, surroundings, logits, target, weight[0] if weight else None)
 
 
