@@ -1,4 +1,4 @@
-"""One address for several servers: each connection goes to the next of them, as a balancer of connections sends it."""
+"""One address for several servers: each connection goes to the next of them that listens, as a balancer sends it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,23 @@ def balanced(addresses: Sequence[str]) -> Iterator[str]:
             with contextlib.suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
 
+    def connect() -> socket.socket | None:
+        for _ in addresses:
+            host, _, port = next(turns).rpartition(":")
+            with contextlib.suppress(OSError):
+                return socket.create_connection((host, int(port)))
+        return None
+
     def serve() -> None:
         with contextlib.suppress(OSError):  # The listener is closed at the end.
             while True:
                 caller, _ = listener.accept()
-                host, _, port = next(turns).rpartition(":")
-                server = socket.create_connection((host, int(port)))
-                open_sockets.extend((caller, server))
+                open_sockets.append(caller)
+                server = connect()
+                if server is None:
+                    caller.close()
+                    continue
+                open_sockets.append(server)
                 for pair in ((caller, server), (server, caller)):
                     threading.Thread(target=pump, args=pair, daemon=True).start()
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from balancer import balanced
 from scoring_jobs import Job, make_job
 from servers import MortalServer
 
@@ -66,6 +68,39 @@ def test_a_server_that_is_killed_and_one_that_is_drained_change_no_byte(job: Job
 @pytest.mark.timeout(300)
 def test_servers_that_come_and_go_change_no_byte(job: Job, mortal: MortalServer) -> None:
     disturb(job, mortal, [signal.SIGKILL, signal.SIGTERM] * 6)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_replicas_that_come_and_go_change_no_byte_and_the_progress_is_told(
+    tmp_path: Path, record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    replicas = [MortalServer(folder) for folder in folders]
+    try:
+        with balanced([replica.address for replica in replicas]) as address:
+            job = make_job(tmp_path / "job", address, SHARDS, 25 * ROWS)
+            began_at = time.monotonic()
+            assert job.run("unbroken") == (0, "")
+            quiet_s = time.monotonic() - began_at
+            process, began_at = job.start("out"), time.monotonic()
+            for turn, number in enumerate([signal.SIGKILL, signal.SIGTERM] * 2):
+                wait_for_results(job, 1 + turn * SHARDS // 4, process)
+                replicas[turn % 2].kill(number)
+                replicas[turn % 2].start()
+            _, told = process.communicate(timeout=200)
+            disturbed_s = time.monotonic() - began_at
+    finally:
+        for replica in replicas:
+            replica.stop()
+    assert (process.returncode, told) == (0, "")
+    assert job.results("out") == job.results("unbroken")
+    # Told, and no assertion: how long it takes depends on what else the machine has to do.
+    record_property("progress", quiet_s / disturbed_s)
+    with capsys.disabled():
+        sys.stdout.write(f"progress {quiet_s / disturbed_s:.0%} of quiet: {quiet_s:.1f} s, then {disturbed_s:.1f} s\n")
 
 
 @contextmanager
