@@ -11,7 +11,6 @@ result stand the mean of the workers' means, which is wrong, and what one proces
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -32,18 +31,24 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=4, help="processes (default: %(default)s)")
     parser.add_argument("--passes", type=int, default=1, help="passes over the rows (default: %(default)s)")
     arguments = parser.parse_args()
+    run_workers(evaluate_shard, arguments.workers, arguments.server, *ordered_rows(), arguments.passes)
+
+
+def ordered_rows() -> tuple[np.ndarray, np.ndarray]:
+    """Logits `(517, 10)` and labels `(517)`, in the order of the labels, of which one in six is ignored."""
     logits, labels = held_out_predictions()
     order = np.argsort(labels, kind="stable")
     logits, labels = logits[order], labels[order]
     labels[::6] = -100
-    run_workers(evaluate_shard, arguments.workers, arguments.server, logits, labels, arguments.passes)
+    return logits, labels
 
 
 def evaluate_shard(rank: int, server: str, logits: np.ndarray, labels: np.ndarray, passes: int) -> None:
     """What each worker does: its part of the rows, in small batches on one stream, and then the merge."""
     with losswire.Client(server, retry=PATIENT) as client:
         with client.session(WEIGHT) as session:
-            mine = losswire.merge(session.map(batches(logits, labels, rank, passes)))
+            parts = batches(logits, labels, rank, dist.get_world_size())
+            mine = losswire.merge(session.map(part for _ in range(passes) for part in parts))
         shards: list[losswire.CrossEntropyResult] = [mine] * dist.get_world_size()
         dist.all_gather_object(shards, mine)
         merged = losswire.merge(shards)
@@ -56,13 +61,12 @@ def evaluate_shard(rank: int, server: str, logits: np.ndarray, labels: np.ndarra
             report(shards, merged, float(sums[0] / sums[1]), float(whole))
 
 
-def batches(logits: np.ndarray, labels: np.ndarray, rank: int, passes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The batches of one worker: a quarter of the rows, rounded up, so that the last worker has fewer."""
-    rows = -(-len(labels) // dist.get_world_size())
-    for _ in range(passes):
-        for start in range(rank * rows, min((rank + 1) * rows, len(labels)), BATCH_ROWS):
-            part = slice(start, min(start + BATCH_ROWS, (rank + 1) * rows))
-            yield logits[part], labels[part]
+def batches(logits: np.ndarray, labels: np.ndarray, rank: int, workers: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The batches of one worker: its share of the rows, rounded up, so that the last worker has fewer."""
+    rows = -(-len(labels) // workers)
+    starts = range(rank * rows, min((rank + 1) * rows, len(labels)), BATCH_ROWS)
+    parts = [slice(start, min(start + BATCH_ROWS, (rank + 1) * rows)) for start in starts]
+    return [(logits[part], labels[part]) for part in parts]
 
 
 def report(
