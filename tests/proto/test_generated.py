@@ -10,6 +10,8 @@ from pathlib import Path
 
 import grpc
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
@@ -100,5 +102,8 @@ def test_the_packages_accept_no_grpcio_or_protobuf_older_than_the_generated_code
     source = (ROOT / "client/src/losswire/v1/loss_service_pb2.py").read_text()
     [protobuf_version] = re.findall(r"# Protobuf Python Version: (\S+)", source)
 
-    assert f"grpcio>={loss_service_pb2_grpc.GRPC_GENERATED_VERSION}" in project["dependencies"]
+    [grpcio] = [Requirement(each) for each in project["dependencies"] if each.startswith("grpcio>=")]
+    generated = Version(loss_service_pb2_grpc.GRPC_GENERATED_VERSION)
+    assert generated in grpcio.specifier
+    assert min(Version(each.version) for each in grpcio.specifier if each.operator == ">=") == generated
     assert any(dependency.startswith(f"protobuf>={protobuf_version},") for dependency in project["dependencies"])
