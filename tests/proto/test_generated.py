@@ -10,11 +10,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from packaging.requirements import Requirement
-from packaging.version import Version
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from losswire import v1
 from losswire.v1 import loss_service_pb2_grpc
