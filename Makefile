@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PLOTTING := $(VENV)/.installed-bench
 RAY := $(VENV)/.installed-ray
+FUZZING := $(VENV)/.installed-fuzz
 GPU_PEERS := $(VENV)/.installed-gpu-peers
 BUF := .cache/buf/node_modules/.bin/buf
 # Helm of both majors, and the kubectl that comes with them.
@@ -31,8 +32,8 @@ SHELL_FILES := .ci/run $(wildcard deploy/*/*.sh tests/e2e/*/*.sh)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install proto check fix test test-reliability soak test-ray test-gpu e2e image chart lock demo serve bench bench-kernels bench-peers bench-overload bench-full bench-gpu clean
-.PHONY: check-python check-types check-proto check-generated check-chart check-shell fresh
+.PHONY: help install proto check fix test test-reliability soak test-ray test-gpu e2e image chart lock sbom fuzz demo serve bench bench-kernels bench-peers bench-overload bench-full bench-gpu clean
+.PHONY: check-python check-types check-security check-proto check-generated check-chart check-shell fresh
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,7 +46,7 @@ proto: $(BUF) fresh ## Format and lint the .proto files and generate the Python 
 	rm -f $(GENERATED)/*_pb2*
 	cp $(FRESH)/losswire/v1/* $(GENERATED)/
 
-check: check-python check-types check-proto check-generated check-chart check-shell ## Run every check that CI runs besides the tests
+check: check-python check-types check-security check-proto check-generated check-chart check-shell ## Run every check that CI runs besides the tests
 
 fix: $(INSTALLED) proto chart ## Repair what the checks find, where a tool can
 	$(BIN)/ruff check --quiet --fix
@@ -78,6 +79,13 @@ chart: $(INSTALLED) ## Write the chart's schema and README from its values.yaml
 
 lock: $(INSTALLED) ## Resolve and hash what the images are made of; ARGS='--upgrade' takes newer releases
 	deploy/docker/lock.sh $(BIN)/python $(ARGS)
+
+sbom: $(INSTALLED) ## Write the bill of materials of each image, as CycloneDX, to build/
+	mkdir -p build
+	$(foreach target,cpu gpu,$(BIN)/cyclonedx-py requirements deploy/docker/requirements/$(target).txt --output-file build/sbom-$(target).json &&) true
+
+fuzz: $(FUZZING) ## Fuzz what reads bytes for SECONDS=600, and keep what reaches new code in tests/reliability/corpus
+	$(BIN)/python tests/reliability/fuzz.py $(or $(SECONDS),600)
 
 demo: $(INSTALLED) ## Start a server, send it batches and compare the losses with PyTorch's
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -117,6 +125,9 @@ check-python: $(INSTALLED)
 check-types: $(INSTALLED)
 	$(BIN)/mypy
 
+check-security: $(INSTALLED)
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive client/src server/src
+
 check-proto: $(BUF)
 	$(BUF) lint proto
 	$(BUF) format proto --diff --exit-code
@@ -151,6 +162,10 @@ $(PLOTTING): $(INSTALLED)
 
 $(RAY): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --group ray
+	@touch $@
+
+$(FUZZING): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --group fuzz
 	@touch $@
 
 # A machine that cannot have them measures without.

@@ -36,7 +36,7 @@ class Bystander:
 
 
 @contextmanager
-def bystander(target: str, pause_s: float = 0.002) -> Iterator[Bystander]:
+def bystander(target: str, pause_s: float = 0.002, timeout_s: float = 20) -> Iterator[Bystander]:
     """Calls `target` again and again in a thread while the block lasts, on a connection of its own, without retries.
 
     At the end of the block it has called at least once more, so that what the block left behind is noticed.
@@ -46,7 +46,7 @@ def bystander(target: str, pause_s: float = 0.002) -> Iterator[Bystander]:
     def call(client: losswire.Client) -> None:
         began_at = time.monotonic()
         try:
-            met.losses.add(float(client.cross_entropy(LOGITS, LABELS, timeout_s=20)))
+            met.losses.add(float(client.cross_entropy(LOGITS, LABELS, timeout_s=timeout_s)))
         except losswire.LosswireError as error:
             met.errors.append(error)
         else:

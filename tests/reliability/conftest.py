@@ -7,11 +7,14 @@ seconds is marked `full` and run by `make test-reliability`; helpers are modules
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import figures
+import grpc
 import pytest
+from raw_calls import RawChannel
+from servers import RunningServer
 
 Figure = Callable[[str, str], None]
 
@@ -44,3 +47,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("figures")
         for entry in entries:
             terminalreporter.write_line(f"{entry['test']:4} {entry['figure']}  [{entry['seconds']} s, {entry['by']}]")
+
+
+@pytest.fixture
+def raw(server: RunningServer) -> Iterator[RawChannel]:
+    """A raw channel to the shared server."""
+    with grpc.insecure_channel(server.address) as channel:
+        yield RawChannel(channel)

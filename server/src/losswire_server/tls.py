@@ -86,7 +86,7 @@ def _check(certificate: Path, key: Path, client_ca: Path | None) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # An empty password, so that a key that wants one is refused, not waited for at the terminal.
-        context.load_cert_chain(certificate, key, password="")
+        context.load_cert_chain(certificate, key, password="")  # nosec B106
     except OSError as error:
         raise CertificateError(f"tls_certificate {certificate} and tls_key {key} cannot be used: {error}") from error
     try:
