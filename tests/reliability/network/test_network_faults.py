@@ -18,7 +18,7 @@ import losswire
 
 KIB, MIB = 1024, 1024 * 1024
 TIMEOUT_S = 45.0
-"""What a call is given in the full tier: a little more than it takes to notice that nobody answers, 30 s and 10 s."""
+"""What a call is given in the full tier: a little more than it takes to notice that nobody answers, 20 s and 20 s."""
 
 Figure = Callable[[str, str], None]
 
