@@ -47,7 +47,7 @@ def main(kind: str, seconds: float) -> str:
             time.sleep(seconds)
         history.check()
     longest_s = max(outcome.seconds for outcome in history.outcomes)
-    return f"0 of {len(history.sent)} calls failed, {history.extra_attempts} extra attempts, longest call {longest_s:.1f} s"
+    return f"0 of {len(history.sent)} calls failed, {history.extra_attempts} extra attempts, longest {longest_s:.1f} s"
 
 
 if __name__ == "__main__":
