@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 
 PIECE_BYTES = 64 * 1024
-PIECES_AHEAD = 64
+PIECES_AHEAD = 16
 """Pieces of one direction that may be on their way, so that a delay costs latency and not throughput."""
+BUFFER_BYTES = 256 * 1024
+"""What the kernel holds for the proxy: a router's queue, where that of the loopback interface would be megabytes."""
 LOOK_S = 0.01
 
 
@@ -85,7 +87,9 @@ class FaultProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
         self._thread.start()
-        self._server = self._run(asyncio.start_server(self._accept, "127.0.0.1", 0))
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+        self._server = self._run(asyncio.start_server(self._accept, sock=listener))
         self.address = "{}:{}".format(*self._server.sockets[0].getsockname())
 
     def reset(self) -> int:

@@ -90,9 +90,8 @@ def test_messages_are_limited_and_retries_are_the_clients_own() -> None:
 
 def test_a_server_that_vanishes_is_noticed_within_40_s() -> None:
     options = dict(Endpoint("localhost:50051").options())
-    assert options["grpc.keepalive_time_ms"] + options["grpc.keepalive_timeout_ms"] == 40_000
-    # Whichever ping is under way counts: gRPC sends one at a time.
-    assert options["grpc.http2.ping_timeout_ms"] <= 40_000
+    # What gRPC calls the time limit of keepalive does not limit its pings (1.85).
+    assert options["grpc.keepalive_time_ms"] + options["grpc.http2.ping_timeout_ms"] <= 40_000
 
 
 def test_calls_are_spread_over_the_addresses_behind_a_name() -> None:

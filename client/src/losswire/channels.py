@@ -34,12 +34,13 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     # The client retries (retry.py). Two layers would multiply the attempts.
     ("grpc.enable_retries", 0),
-    # Notices within 40 s that a server vanished without a word during a call. Idle connections are not probed, since
-    # a server may take that for an attack.
-    ("grpc.keepalive_time_ms", 30_000),
+    # Notices within 40 s that a server vanished without a word during a call: after 20 s without a word from it, and
+    # 20 s more that a ping may take, by default a minute. Idle connections are not probed, since a server may take
+    # that for an attack.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),
+    # How long the system tries to send before it gives up.
     ("grpc.keepalive_timeout_ms", 10_000),
-    # A ping that measures the bandwidth keeps the one above waiting, and by default is itself given a minute.
-    ("grpc.http2.ping_timeout_ms", 30_000),
     ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
     # A server that restarts is found again within about a second: the defaults are 1 s and 2 min.
