@@ -20,6 +20,11 @@ FEATURES: dict[str, list[Values]] = {
         {"tls": {"enabled": True, "existingSecret": "cert", "clientCASecret": "ca", "clientSecret": "client"}},
         {"tls": {"enabled": True, "certManager": {"enabled": True, "issuerRef": {"name": "ca", "kind": "Issuer"}}}},
     ],
+    "identity": [
+        {},
+        {"identity": {"existingSecret": "who", "clientTokenSecret": {"name": "test-token"}}},
+        {"identity": {"existingConfigMap": "who"}},
+    ],
     "scaling": [{}, {"autoscaling": {"hpa": {"enabled": True}}}, {"autoscaling": {"keda": {"enabled": True}}}],
     "monitor": [
         {},

@@ -25,7 +25,7 @@ CHART: Final = Path(__file__).parent / "losswire"
 # Settings that the chart makes from other values, and where they are.
 MADE_BY_THE_CHART: Final = {
     "config", "listen", "health_listen", "metrics_listen", "insecure", "tls_certificate", "tls_key", "tls_client_ca",
-    "device", "drain_wait_s", "drain_grace_s", "log_format", "ready_file",
+    "device", "identity", "drain_wait_s", "drain_grace_s", "log_format", "ready_file",
 }  # fmt: skip
 _TYPES: Final = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 

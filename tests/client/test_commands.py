@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,6 +231,37 @@ def test_token_is_not_sent_where_it_could_be_read(
     result = losswire("eval", batch, "--server", "192.0.2.1:50051")
     assert result.exit_code == 1
     assert "token would travel readable" in result.stderr
+
+
+def test_a_token_may_be_in_a_file(losswire: Losswire, batch: Path, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("secret\n")
+    result = losswire("--token-file", file, "eval", batch, "--server", "192.0.2.1:50051")
+    assert result.exit_code == 1
+    assert "token would travel readable" in result.stderr
+    result = losswire("--token-file", tmp_path / "nowhere", "eval", batch, "--server", "localhost:1")
+    assert result.exit_code == 1
+    assert f"token cannot be read from {tmp_path / 'nowhere'}" in result.stderr
+
+
+def test_a_new_token_goes_to_a_file_and_its_hash_to_the_terminal(losswire: Losswire, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    result = succeeded_text(losswire("token", 'ci "a"', "--out", file))
+    token = file.read_text().strip()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert tomllib.loads(result) == {
+        "tokens": [{"name": 'ci "a"', "sha256": hashlib.sha256(token.encode()).hexdigest()}]
+    }
+    assert token not in result
+    assert len(token) >= 43
+    assert losswire("token", "ci", "--out", file).exit_code == 1
+    assert file.read_text().strip() == token
+    assert losswire("token", "a\nb", "--out", tmp_path / "other").exit_code == 2
+
+
+def succeeded_text(result: Result) -> str:
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,7 @@ def test_a_certificate_that_expires_on_a_connection_is_refused_at_the_next_call(
     assert "the client certificate has expired" in error.details()
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     ("newest", "spoken"),
     [(ssl.TLSVersion.TLSv1_1, False), (ssl.TLSVersion.TLSv1_2, True), (ssl.TLSVersion.TLSv1_3, True)],

@@ -346,3 +346,48 @@ def test_a_client_of_the_chart_gets_no_private_key_of_the_server(render: Render)
 
     [volume] = [each for each in rendered.one("Pod", "-test")["spec"]["volumes"] if each["name"] == "tls"]
     assert volume["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
+
+
+@pytest.mark.parametrize(
+    ("source", "volume"),
+    [
+        ("existingSecret", {"secret": {"secretName": "who", "defaultMode": 0o440}}),
+        ("existingConfigMap", {"configMap": {"name": "who"}}),
+    ],
+)
+def test_the_identity_file_is_mounted_as_a_folder_that_follows_its_source(
+    render: Render, source: str, volume: dict[str, Any]
+) -> None:
+    rendered = render({"identity": {source: "who"}, "tls": {"enabled": True, "existingSecret": "cert"}})
+
+    [mount] = [each for each in rendered.server["volumeMounts"] if each["name"] == "identity"]
+    # With subPath it would stay as it was when the pod began.
+    assert mount == {"name": "identity", "mountPath": "/etc/losswire/identity", "readOnly": True}
+    [mounted] = [
+        each for each in rendered.one("Deployment")["spec"]["template"]["spec"]["volumes"] if each["name"] == "identity"
+    ]
+    assert mounted == {"name": "identity", **volume}
+    settings = rendered.one("ConfigMap")["data"]["losswire.toml"]
+    assert 'identity = "/etc/losswire/identity/identity.toml"' in settings
+
+
+def test_helm_test_and_batch_pods_show_a_token_where_callers_are_asked_who_they_are(render: Render) -> None:
+    batch = {"enabled": True, "sources": ["x"], "schedule": "@daily"}
+    identity = {"existingSecret": "who", "clientTokenSecret": {"name": "test-token", "key": "t"}}
+    tls = {"enabled": True, "existingSecret": "cert"}
+
+    def environments(rendered: Rendered) -> list[Any]:
+        job = rendered.one("CronJob")["spec"]["jobTemplate"]["spec"]["template"]
+        return [pod["spec"]["containers"][0].get("env") for pod in (rendered.one("Pod", "-test"), job)]
+
+    shown = {"name": "LOSSWIRE_TOKEN", "valueFrom": {"secretKeyRef": {"name": "test-token", "key": "t"}}}
+    assert environments(render({"batch": batch, "identity": identity, "tls": tls})) == [[shown]] * 2
+    readable = {"name": "LOSSWIRE_TOKEN_WITHOUT_TLS", "value": "true"}
+    assert environments(render({"batch": batch, "identity": identity})) == [[shown, readable]] * 2
+    assert environments(render({"batch": batch})) == [None, None]
+
+
+def test_there_is_no_helm_test_where_its_pod_could_not_show_who_it_is(render: Render) -> None:
+    tls = {"enabled": True, "existingSecret": "cert", "clientCASecret": "ca", "clientSecret": "client"}
+    assert not render({"identity": {"existingSecret": "who"}}).all("Pod")
+    assert render({"identity": {"existingSecret": "who"}, "tls": tls}).all("Pod")

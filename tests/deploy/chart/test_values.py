@@ -115,6 +115,10 @@ def test_the_schema_refuses_a_value_and_names_it(helm: Helm, values: dict[str, A
         ),
         ({"tls": {"enabled": True, "certManager": {"enabled": True}}}, "tls.certManager.issuerRef has no name"),
         (
+            {"identity": {"existingSecret": "a", "existingConfigMap": "b"}},
+            "identity.existingSecret and identity.existingConfigMap are both given",
+        ),
+        (
             {"metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}},
             "every series would be scraped twice",
         ),

@@ -1,9 +1,10 @@
 """Evaluates a known loss on each of two Services of losswire and reads its metrics. Exits 1 where anything differs.
 
 Arguments: two targets, the URL of the metrics, and, with TLS, the folder with ca.crt, and tls.crt and tls.key where the
-server demands a certificate.
+server demands a certificate. LOSSWIRE_TOKEN holds a token where it asks for one.
 """
 
+import os
 import sys
 import urllib.request
 from pathlib import Path
@@ -21,8 +22,10 @@ if folder:
     path = Path(folder[0])
     own = (path / "tls.crt", path / "tls.key") if (path / "tls.key").exists() else (None, None)
     tls = losswire.Tls(path / "ca.crt", *own)
+token = os.environ.get("LOSSWIRE_TOKEN")
+readable = "LOSSWIRE_TOKEN_WITHOUT_TLS" in os.environ
 for target in (single, f"dns:///{headless}"):
-    with losswire.Client(target, tls=tls, timeout_s=30.0) as client:
+    with losswire.Client(target, tls=tls, timeout_s=30.0, token=token, token_without_tls=readable) as client:
         losses = [float(client.cross_entropy(LOGITS, TARGET)) for _ in range(10)]
         server = client.info()
     print(f"{target}: losswire {server.version} on {server.device}, loss {losses[0]:.4f}, expected {LOSS}")

@@ -35,8 +35,36 @@ insecure = true
 {{- if .Values.tls.clientCASecret }}
 tls_client_ca = "/etc/losswire/client-ca/{{ .Values.tls.clientCAKey }}"
 {{- end }}
+{{- if include "losswire.hasIdentity" . }}
+identity = "/etc/losswire/identity/identity.toml"
+{{- end }}
 {{- range $name, $value := .Values.settings }}
 {{ $name }} = {{ toJson $value }}
+{{- end }}
+{{- end }}
+
+{{/* Whether callers are asked who they are. */}}
+{{- define "losswire.hasIdentity" -}}
+{{- if or .Values.identity.existingSecret .Values.identity.existingConfigMap -}}true{{- end -}}
+{{- end }}
+
+{{/* The token of a client in the chart, from the first of these Secrets that is named. */}}
+{{- define "losswire.tokenEnvironment" -}}
+{{- $root := index . 0 -}}
+{{- $secret := dict -}}
+{{- range rest . -}}{{- if and .name (not $secret.name) -}}{{- $secret = . -}}{{- end -}}{{- end -}}
+{{- if $secret.name }}
+env:
+  - name: LOSSWIRE_TOKEN
+    valueFrom:
+      secretKeyRef:
+        name: {{ $secret.name }}
+        key: {{ default "token" $secret.key }}
+  {{- if and (include "losswire.hasIdentity" $root) (not $root.Values.tls.enabled) }}
+  # Without TLS the server takes tokens only where its identity file says so.
+  - name: LOSSWIRE_TOKEN_WITHOUT_TLS
+    value: "true"
+  {{- end }}
 {{- end }}
 {{- end }}
 

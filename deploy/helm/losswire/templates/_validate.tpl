@@ -59,6 +59,9 @@
 {{- if and (not $tls.enabled) (or $tls.existingSecret $tls.clientCASecret $tls.certManager.enabled) -}}
 {{- $problems = append $problems "tls.enabled is false although a certificate or client CA is given; set it to true, or leave those out" -}}
 {{- end -}}
+{{- if and $v.identity.existingSecret $v.identity.existingConfigMap -}}
+{{- $problems = append $problems "identity.existingSecret and identity.existingConfigMap are both given; the identity file comes from one of them" -}}
+{{- end -}}
 
 {{- if and $v.metrics.serviceMonitor.enabled $v.metrics.podMonitor.enabled -}}
 {{- $problems = append $problems "metrics.serviceMonitor.enabled and metrics.podMonitor.enabled are both true; every series would be scraped twice" -}}
@@ -140,6 +143,12 @@
 {{- end -}}
 {{- with .Values.batch.tokenSecret.name -}}
 {{- $named = append $named (list "batch.tokenSecret.name" . (list (default "token" $.Values.batch.tokenSecret.key))) -}}
+{{- end -}}
+{{- with .Values.identity.existingSecret -}}
+{{- $named = append $named (list "identity.existingSecret" . (list "identity.toml")) -}}
+{{- end -}}
+{{- with .Values.identity.clientTokenSecret.name -}}
+{{- $named = append $named (list "identity.clientTokenSecret.name" . (list (default "token" $.Values.identity.clientTokenSecret.key))) -}}
 {{- end -}}
 {{- range .Values.secretFiles -}}
 {{- $named = append $named (list (printf "secretFiles[%s].secretName" .name) .secretName list) -}}
