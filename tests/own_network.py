@@ -24,7 +24,7 @@ TIMEOUT_S = 45.0
 RULES = {
     "blackhole": ["-j", "DROP"],
     "20 % loss": ["-m", "statistic", "--mode", "random", "--probability", "0.2", "-j", "DROP"],
-    "reset": ["-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset"],
+    "reset": ["-j", "REJECT", "--reject-with", "tcp-reset"],
 }
 
 
