@@ -30,8 +30,8 @@ from benchmarks.servers import Server, running
 from losswire import v1
 
 SHAPE: Final = (64, 256)
-SERVICE_S: Final = 0.01
-"""What the device takes for one request: 100 a second are all that it can do."""
+SERVICE_S: Final = 0.02
+"""What the device takes for one request: 50 a second are all that it can do."""
 CAPACITY: Final = 1 / SERVICE_S
 DEADLINE_S: Final = 0.5
 TIMES: Final = (0.8, 1.0, 2.0, 5.0, 10.0)

@@ -100,14 +100,14 @@ class Engine:
     def backlog_s(self, tenant: Tenant) -> float:
         """Seconds until a job that a tenant submits now is begun, as far as can be told; on the event loop.
 
-        That is its own jobs' time, longer by the weight of the others that have jobs too; but no longer than all of
-        them take.
+        That is its own jobs' time, and that of the jobs of others that have their turns meanwhile.
         """
         if not (owed := self._owed):
             return 0.0
-        in_all = sum(owed.values())
-        weight = sum(each.weight for each in owed if each != tenant) + tenant.weight
-        return self._pace.seconds(min(in_all, owed.get(tenant, 0) * weight / tenant.weight))
+        own = owed.get(tenant, 0)
+        turns = own / tenant.weight
+        cost = sum(min(theirs, turns * each.weight) for each, theirs in owed.items() if each != tenant)
+        return self._pace.seconds(own + cost)
 
     def in_place(self, layout: Layout) -> InPlace | None:
         """The backend's way to evaluate small jobs of a layout, on the event loop; None where it has none."""
