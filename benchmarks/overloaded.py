@@ -71,7 +71,7 @@ def main() -> int:
     if without != "tenants":
         servicer.Call = TenantCall  # type: ignore[attr-defined]
     if without == "bounds":
-        call.QUEUE_SHARE = engine.MAX_BATCH_S = 1e9
+        call.QUEUE_SHARE = engine.MAX_BATCH_S = 1e9  # type: ignore[misc]
     return cli.main()
 
 

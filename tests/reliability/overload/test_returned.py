@@ -285,7 +285,7 @@ def test_what_is_too_late_when_it_has_come_is_not_queued() -> None:
     async def main() -> None:
         stage = Stage()
         submitted: list[Task] = []
-        stage.engine.submit = submitted.append  # type: ignore[method-assign]
+        stage.engine.submit = submitted.append  # type: ignore[assignment,method-assign]
 
         class Late(FakeContext):
             async def read(self) -> object:
