@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,9 @@ def resident_bytes(server: RunningServer) -> int:
 
 
 @pytest.mark.full
-def test_20_large_bodies_at_once_that_nobody_knows_cost_no_memory(running: RunningServer) -> None:
+def test_20_large_bodies_at_once_that_nobody_knows_cost_no_memory(
+    running: RunningServer, figure: Callable[[str, str], None]
+) -> None:
     batch = np.zeros((3, 5), np.float32), np.zeros(3, np.int64)
     with losswire.Client(running.address, token=GOOD) as client:
 
@@ -169,5 +171,7 @@ def test_20_large_bodies_at_once_that_nobody_knows_cost_no_memory(running: Runni
         for attacker in attackers:
             attacker.join(60)
     grown = (peak_bytes - memory_bytes) / 2**20
-    print(f"\nS2: +{grown:.1f} MiB resident; p99 of a good client {quiet_s * 1e3:.1f} → {busy_s * 1e3:.1f} ms")  # noqa: T201
     assert grown <= 16
+    # The attackers share an interpreter with the good client, so its latency is not the server's alone.
+    latencies = f"p99 of a good client {quiet_s * 1e3:.1f} → {busy_s * 1e3:.1f} ms"
+    figure("S2", f"20 bodies of 300 MiB at once without a good token: +{grown:.1f} MiB resident; {latencies}")

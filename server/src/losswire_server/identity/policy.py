@@ -15,7 +15,7 @@ class Scope(StrEnum):
     EVALUATE = "evaluate"
     """Evaluate losses."""
     TENSORS = "tensors"
-    """Leave class weights with the server, for its later requests to name."""
+    """Leave class weights with the server ahead of the evaluations that name them."""
     INFO = "info"
     """Ask what the server is: version, device, limits, and the description of its methods where it gives one."""
 
