@@ -349,6 +349,8 @@ def test_info_describes_the_server(fake_server: FakeServer, connect: Any) -> Non
             connection_calls=13,
             connections=14,
             connection_age_s=15.0,
+            queue_s=16.0,
+            stall_s=17.0,
         ),
     )
     fake_server.then(reply(described.SerializeToString()))
@@ -380,6 +382,8 @@ def test_info_describes_the_server(fake_server: FakeServer, connect: Any) -> Non
             connection_calls=13,
             connections=14,
             connection_age_s=15.0,
+            queue_s=16.0,
+            stall_s=17.0,
         ),
     )
 

@@ -29,6 +29,8 @@ class Limits:
         connection_calls: Calls at once on one connection; a client that begins more waits.
         connections: Connections at once.
         connection_age_s: Seconds, give or take 10 %, after which the server asks a client to connect anew.
+        queue_s: Seconds of work before a call's own beyond which it is refused.
+        stall_s: Seconds that a caller may keep the server waiting within an evaluation while others wait for its room.
     """
 
     message_bytes: int
@@ -46,6 +48,8 @@ class Limits:
     connection_calls: int
     connections: int
     connection_age_s: float
+    queue_s: float
+    stall_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,8 @@ def server_info(message: GetInfoResponse) -> ServerInfo:
             connection_calls=limits.connection_calls,
             connections=limits.connections,
             connection_age_s=limits.connection_age_s,
+            queue_s=limits.queue_s,
+            stall_s=limits.stall_s,
         ),
         kernel=message.kernel,
         identity=identity_text(message.identity),

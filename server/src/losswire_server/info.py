@@ -53,6 +53,8 @@ def server_info(
             body_timeout_s=config.body_timeout_s,
             stored_bytes=config.max_stored_bytes,
             wait_s=config.max_wait_s,
+            queue_s=config.max_queue_s,
+            stall_s=config.max_stall_s,
             idle_timeout_s=config.idle_timeout_s,
             default_deadline_s=config.default_deadline_s,
             axes=MAX_AXES,

@@ -52,7 +52,8 @@ def print_summary(config: Config, info: GetInfoResponse, addresses: Addresses) -
         "one evaluation": f"{_mib(limits.evaluation_bytes)} held at once",
         "all evaluations": f"{_mib(limits.inflight_bytes)} held at once, then {limits.waiting_calls} more calls wait",
         "timeouts": f"{limits.body_timeout_s:g} s without a frame; {limits.default_deadline_s:g} s by default",
-        "waiting": f"{limits.wait_s:g} s for room, {limits.idle_timeout_s:g} s between two evaluations",
+        "waiting": f"{limits.wait_s:g} s for room, {limits.queue_s:g} s for the device, "
+        f"{limits.stall_s:g} s for a caller that stalls, {limits.idle_timeout_s:g} s between two evaluations",
         "connections": f"{limits.connections} of {limits.connection_calls} calls, for {limits.connection_age_s:g} s",
         "metadata": f"{limits.metadata_bytes} bytes in a call",
     }

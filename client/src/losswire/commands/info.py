@@ -46,6 +46,8 @@ def _limits(limits: Limits) -> dict[str, object]:
         "held for one evaluation": _mebibytes(limits.evaluation_bytes),
         "held for all evaluations": _mebibytes(limits.inflight_bytes),
         "calls that may wait": f"{limits.waiting_calls}, each {limits.wait_s:g} s",
+        "work before a call": f"{limits.queue_s:g} s",
+        "wait for a caller": f"{limits.stall_s:g} s while others need the room",
         "wait for a frame": f"{limits.body_timeout_s:g} s",
         "wait for an evaluation": f"{limits.idle_timeout_s:g} s",
         "deadline if none is set": f"{limits.default_deadline_s:g} s",

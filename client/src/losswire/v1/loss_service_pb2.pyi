@@ -234,7 +234,7 @@ class GetInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., torch_version: _Optional[str] = ..., device: _Optional[str] = ..., device_name: _Optional[str] = ..., backend: _Optional[str] = ..., threads: _Optional[int] = ..., floating_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., index_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., outputs: _Optional[_Iterable[_Union[Output, str]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., processes: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., kernel: _Optional[str] = ..., identity: _Optional[bytes] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("message_bytes", "evaluation_bytes", "inflight_bytes", "waiting_calls", "body_timeout_s", "stored_bytes", "wait_s", "idle_timeout_s", "default_deadline_s", "axes", "surrounding_bytes", "metadata_bytes", "connection_calls", "connections", "connection_age_s")
+    __slots__ = ("message_bytes", "evaluation_bytes", "inflight_bytes", "waiting_calls", "body_timeout_s", "stored_bytes", "wait_s", "idle_timeout_s", "default_deadline_s", "axes", "surrounding_bytes", "metadata_bytes", "connection_calls", "connections", "connection_age_s", "queue_s", "stall_s")
     MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_BYTES_FIELD_NUMBER: _ClassVar[int]
     INFLIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -250,6 +250,8 @@ class Limits(_message.Message):
     CONNECTION_CALLS_FIELD_NUMBER: _ClassVar[int]
     CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
     CONNECTION_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    STALL_S_FIELD_NUMBER: _ClassVar[int]
     message_bytes: int
     evaluation_bytes: int
     inflight_bytes: int
@@ -265,4 +267,6 @@ class Limits(_message.Message):
     connection_calls: int
     connections: int
     connection_age_s: float
-    def __init__(self, message_bytes: _Optional[int] = ..., evaluation_bytes: _Optional[int] = ..., inflight_bytes: _Optional[int] = ..., waiting_calls: _Optional[int] = ..., body_timeout_s: _Optional[float] = ..., stored_bytes: _Optional[int] = ..., wait_s: _Optional[float] = ..., idle_timeout_s: _Optional[float] = ..., default_deadline_s: _Optional[float] = ..., axes: _Optional[int] = ..., surrounding_bytes: _Optional[int] = ..., metadata_bytes: _Optional[int] = ..., connection_calls: _Optional[int] = ..., connections: _Optional[int] = ..., connection_age_s: _Optional[float] = ...) -> None: ...
+    queue_s: float
+    stall_s: float
+    def __init__(self, message_bytes: _Optional[int] = ..., evaluation_bytes: _Optional[int] = ..., inflight_bytes: _Optional[int] = ..., waiting_calls: _Optional[int] = ..., body_timeout_s: _Optional[float] = ..., stored_bytes: _Optional[int] = ..., wait_s: _Optional[float] = ..., idle_timeout_s: _Optional[float] = ..., default_deadline_s: _Optional[float] = ..., axes: _Optional[int] = ..., surrounding_bytes: _Optional[int] = ..., metadata_bytes: _Optional[int] = ..., connection_calls: _Optional[int] = ..., connections: _Optional[int] = ..., connection_age_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., stall_s: _Optional[float] = ...) -> None: ...
