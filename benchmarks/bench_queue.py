@@ -1,6 +1,6 @@
 """Measure how long evaluations wait, as Prometheus sees it, against load: what an autoscaler of losswire scales on.
 
-    python -m benchmarks.bench_queue     # about 2 minutes
+    python -m benchmarks.bench_queue     # about 6 minutes
 
 For each batch, callers in a closed loop find what the server can do; then an open loop sends parts of that. The wait is
 the mean of the stages `admit` and `queue` and the mean delay of the event loop, as the chart's autoscaler computes it.
@@ -72,23 +72,31 @@ def bench(server: Server, shape: str, *load: str, duration_s: float) -> dict[str
 
 
 def measure(server: Server, shape: str, rounds: int, duration_s: float) -> list[Measure]:
-    """The shape's capacity, and wait, latency and busy share at each part of it."""
+    """What the server can do, alone and for each core that it uses, and the waits at each part of that."""
     capacity = Measure(f"{shape} capacity", "calls/s")
+    saturated = Measure(f"{shape}, {CALLERS} callers", "ms")
     parts = [Measure(f"{shape} at {part:.0%}", "ms", at=part) for part in PARTS]
     for _ in range(rounds):
-        rate = bench(server, shape, f"--concurrency={CALLERS}", duration_s=duration_s)["calls_per_s"]
+        before = scrape(server)
+        load = bench(server, shape, f"--concurrency={CALLERS}", duration_s=duration_s)
+        _add(saturated, before, scrape(server), load, duration_s)
+        rate = load["calls_per_s"]
         capacity.add("service", rate)
+        capacity.add("a core", rate / saturated.rounds["cores"][-1])
         for part, row in zip(PARTS, parts, strict=True):
             before = scrape(server)
             load = bench(server, shape, f"--rate={max(1.0, rate * part):.1f}", duration_s=duration_s)
-            after = scrape(server)
-            evaluations = max(1.0, after.evaluations - before.evaluations)
-            looks = max(1.0, after.looks - before.looks)
-            waited_s = (after.wait_s - before.wait_s) / evaluations + (after.delay_s - before.delay_s) / looks
-            row.add("wait", waited_s * 1e3)
-            row.add("p99", load["latency_s"]["p99"] * 1e3)
-            row.add("cores", (after.busy_s - before.busy_s) / (duration_s + WARM_UP_S))
-    return [capacity, *parts]
+            _add(row, before, scrape(server), load, duration_s)
+    return [capacity, saturated, *parts]
+
+
+def _add(row: Measure, before: Scrape, after: Scrape, load: dict[str, Any], duration_s: float) -> None:
+    evaluations = max(1.0, after.evaluations - before.evaluations)
+    looks = max(1.0, after.looks - before.looks)
+    waited_s = (after.wait_s - before.wait_s) / evaluations + (after.delay_s - before.delay_s) / looks
+    row.add("wait", waited_s * 1e3)
+    row.add("p99", load["latency_s"]["p99"] * 1e3)
+    row.add("cores", (after.busy_s - before.busy_s) / (duration_s + WARM_UP_S))
 
 
 def main(rounds: int = 3, duration_s: float = 3.0) -> None:
@@ -99,7 +107,7 @@ def main(rounds: int = 3, duration_s: float = 3.0) -> None:
             measures += measure(server, shape, rounds, duration_s)
         with grpc.insecure_channel(server.address) as channel:
             info = v1.LossServiceStub(channel).GetInfo(v1.GetInfoRequest())
-    results.show(measures, ["service", "wait", "p99", "cores"], [])
+    results.show(measures, ["service", "a core", "wait", "p99", "cores"], [])
     path = results.save(measures, info, "queue", [])
     results.console().print(f"Written to {path}")
 

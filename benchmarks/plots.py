@@ -26,7 +26,7 @@ OTHERS = ("#2563eb", "#059669", "#9333ea", "#ca8a04", "#0e7490", "#be185d")
 MIB = 1024 * 1024
 # A wait of nothing has a place on a logarithmic axis, too.
 LEAST_WAIT_MS = 0.01
-TARGET_WAIT_MS = 10
+TARGET_WAIT_MS = 5
 STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.spines.right": False,
