@@ -69,7 +69,11 @@ class ByteBudget:
     @property
     def lacking_bytes(self) -> int:
         """Bytes that must come free for all calls that wait; <= 0 where only their tenants' shares are full."""
-        return int(self._waiting.cost) - (self.capacity_bytes - self.used_bytes)
+        wanted_bytes = 0
+        for tenant in self._waiting.tenants():
+            share = self.share_of(tenant)
+            wanted_bytes += min(int(self._waiting.cost_of(tenant)), share.limit_bytes - share.used_bytes)
+        return wanted_bytes - (self.capacity_bytes - self.used_bytes)
 
     def share_of(self, tenant: Tenant) -> Share:
         """What a tenant holds."""
@@ -84,7 +88,8 @@ class ByteBudget:
         """Whether someone waits who may have bytes of this share: its own tenant, or one that holds less by weight."""
         for tenant in self._waiting.tenants():
             other = self.share_of(tenant)
-            if other is share or (other.level <= share.level and other.used_bytes < other.limit_bytes):
+            may_have = other.level <= share.level and self._fits_share(tenant, self._waiting.first_cost_of(tenant))
+            if other is share or may_have:
                 return True
         return False
 
