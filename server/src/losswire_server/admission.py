@@ -18,19 +18,22 @@ from losswire_server.tenants import EVERYONE, Tenant
 MIN_RETRY_AFTER_S: Final = 0.1
 """Least delay that a refused call is told: a retry at once would be refused as well."""
 
+MIN_SHARE_BYTES: Final = 2 * MESSAGE_BYTES
+"""Least that a tenant may hold: what came of a stream and waits for its counterpart, and the message that brings it."""
+
 
 class Share:
     """What one tenant holds of a budget.
 
     Attributes:
-        limit_bytes: Most that it may hold: its `max_share`, and never less than one message takes.
+        limit_bytes: Most that it may hold: its `max_share`, and never less than `MIN_SHARE_BYTES`.
     """
 
     __slots__ = ("__weakref__", "limit_bytes", "tenant", "used_bytes")
 
     def __init__(self, tenant: Tenant, capacity_bytes: int) -> None:
         self.tenant = tenant
-        self.limit_bytes = min(capacity_bytes, max(int(capacity_bytes * tenant.max_share), MESSAGE_BYTES))
+        self.limit_bytes = min(capacity_bytes, max(int(capacity_bytes * tenant.max_share), MIN_SHARE_BYTES))
         self.used_bytes = 0
 
     @property

@@ -156,6 +156,11 @@ class Call:
         self.reservation.belong_to(tenant)
 
     @property
+    def most_bytes(self) -> int:
+        """Bytes that it may hold at most: the largest share of its tenant."""
+        return self.reservation.share.limit_bytes
+
+    @property
     def exemplar(self) -> Exemplar | None:
         """What leads from a metric to the call's trace; None where it has none."""
         return None if self.trace is None else self.trace.exemplar
