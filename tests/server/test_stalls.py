@@ -204,3 +204,24 @@ def test_what_a_caller_is_told_invites_it_to_come_back() -> None:
         assert error.retry_after_s == 0.1
         assert "try again in 0.1 s" in str(error)
         assert ("grpc-retry-pushback-ms", "100") in error.trailing_metadata
+
+
+@in_loop
+async def test_a_caller_that_sends_a_little_now_and_then_stalls_as_one_that_sends_nothing() -> None:
+    lobby = make_lobby(capacity_bytes=MESSAGE_BYTES, max_stall_s=0.5, max_wait_s=60.0)
+
+    class Trickle(FakeContext):
+        async def read(self) -> object:
+            await asyncio.sleep(0.05)
+            return b"x"
+
+    async def read_all(call: Call) -> None:
+        while await call.receive():
+            pass
+
+    trickle = asyncio.ensure_future(make_call(lobby, Trickle(), "EvaluateStream").run(read_all))
+    await steps()
+    async with asyncio.timeout(20):
+        assert await polite(lobby) == b"hello"
+    await asyncio.gather(trickle, return_exceptions=True)
+    assert lobby.budget.used_bytes == 0
