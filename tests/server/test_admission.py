@@ -251,7 +251,7 @@ def test_after_any_mixture_of_calls_growth_and_cancellation_nothing_is_held_or_f
 
 # Tenants.
 
-TENANT_MIB = 16
+TENANT_MIB = 20
 BUSY, QUIET, HEAVY = Tenant("busy"), Tenant("quiet"), Tenant("heavy", weight=3.0)
 
 
@@ -299,11 +299,11 @@ async def test_tenants_get_bytes_by_weight() -> None:
 async def test_no_tenant_holds_more_than_its_largest_share_and_those_behind_it_do_not_wait_for_it() -> None:
     budget = ByteBudget(TENANT_MIB * MIB, max_waiting=10, max_wait_s=FOR_EVER_S)
     bounded = Tenant("bounded", max_share=0.5)
-    held = await reserve_for(budget, bounded, 8 * MIB)
+    held = await reserve_for(budget, bounded, 10 * MIB)
     waiting = start(reserve_for(budget, bounded, 1))
     await steps()
     assert not waiting.done()
-    other = await reserve_for(budget, QUIET, 8 * MIB)
+    other = await reserve_for(budget, QUIET, 10 * MIB)
     assert budget.used_bytes == TENANT_MIB * MIB
     other.let_go()
     await steps()
@@ -317,9 +317,9 @@ async def test_no_tenant_holds_more_than_its_largest_share_and_those_behind_it_d
 async def test_what_exceeds_a_tenants_share_is_too_large_and_says_whose_limit_it_is() -> None:
     budget = ByteBudget(TENANT_MIB * MIB, max_waiting=10, max_wait_s=FOR_EVER_S)
     with pytest.raises(TooLargeError, match="max_share of max_inflight_bytes is the tenant's limit"):
-        await reserve_for(budget, Tenant("small", max_share=0.5), 8 * MIB + 1)
-    # One message is never too large.
-    (await reserve_for(budget, Tenant("tiny", max_share=1e-9), MESSAGE_BYTES)).let_go()
+        await reserve_for(budget, Tenant("small", max_share=0.5), 10 * MIB + 1)
+    # One message is never too large, nor is what came before it of a stream.
+    (await reserve_for(budget, Tenant("tiny", max_share=1e-9), 2 * MESSAGE_BYTES)).let_go()
 
 
 @in_loop

@@ -163,8 +163,65 @@ async def test_nobody_makes_room_for_a_tenant_that_holds_more() -> None:
     await asyncio.gather(silent, return_exceptions=True)
 
 
+@in_loop
+async def test_nobody_makes_room_for_a_tenant_whose_share_is_full_of_work() -> None:
+    # Of 2.5 messages, so that a part of one is left which is no use to it.
+    lobby = make_lobby(capacity_bytes=10 * MESSAGE_BYTES, max_stall_s=0.0, max_wait_s=0.4)
+    bounded, other = Tenant("bounded", max_share=0.25), Tenant("other")
+    working = [make_call(lobby, FakeContext([bytes(MESSAGE_BYTES)])) for _ in range(2)]
+    for call in working:
+        call.tenant = bounded
+        await call.receive()
+    idle = open_calls(lobby, one_evaluation, 6, messages=[b"x"], method="EvaluateStream", tenant=other)
+    await steps()
+    with pytest.raises(OverloadedError):
+        await polite(lobby, bounded)
+    assert not any(task.done() for task in idle)
+    for task in idle:
+        task.cancel()
+
+
+@in_loop
+async def test_those_that_wait_for_their_own_share_do_not_have_more_room_made_for_others_than_these_need() -> None:
+    lobby = make_lobby(capacity_bytes=10 * MESSAGE_BYTES, max_stall_s=0.0, max_wait_s=60.0)
+    bounded, other, third = Tenant("bounded", max_share=0.2), Tenant("other"), Tenant("third")
+    working = [make_call(lobby, FakeContext([bytes(MESSAGE_BYTES)])) for _ in range(2)]
+    for call in working:
+        call.tenant = bounded
+        await call.receive()
+    idle = open_calls(lobby, one_evaluation, 8, messages=[b"x"], method="EvaluateStream", tenant=other)
+    await steps()
+    waiting = [asyncio.ensure_future(polite(lobby, bounded)) for _ in range(8)]
+    await steps()
+    assert await polite(lobby, third) == b"hello"
+    assert [task.done() for task in idle].count(True) == 1
+    for task in (*idle, *waiting):
+        task.cancel()
+
+
 def test_what_a_caller_is_told_invites_it_to_come_back() -> None:
     for error in (StalledError(), IdleError()):
         assert error.retry_after_s == 0.1
         assert "try again in 0.1 s" in str(error)
         assert ("grpc-retry-pushback-ms", "100") in error.trailing_metadata
+
+
+@in_loop
+async def test_a_caller_that_sends_a_little_now_and_then_stalls_as_one_that_sends_nothing() -> None:
+    lobby = make_lobby(capacity_bytes=MESSAGE_BYTES, max_stall_s=0.5, max_wait_s=60.0)
+
+    class Trickle(FakeContext):
+        async def read(self) -> object:
+            await asyncio.sleep(0.05)
+            return b"x"
+
+    async def read_all(call: Call) -> None:
+        while await call.receive():
+            pass
+
+    trickle = asyncio.ensure_future(make_call(lobby, Trickle(), "EvaluateStream").run(read_all))
+    await steps()
+    async with asyncio.timeout(20):
+        assert await polite(lobby) == b"hello"
+    await asyncio.gather(trickle, return_exceptions=True)
+    assert lobby.budget.used_bytes == 0

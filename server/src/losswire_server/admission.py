@@ -18,19 +18,22 @@ from losswire_server.tenants import EVERYONE, Tenant
 MIN_RETRY_AFTER_S: Final = 0.1
 """Least delay that a refused call is told: a retry at once would be refused as well."""
 
+MIN_SHARE_BYTES: Final = 2 * MESSAGE_BYTES
+"""Least that a tenant may hold: what came of a stream and waits for its counterpart, and the message that brings it."""
+
 
 class Share:
     """What one tenant holds of a budget.
 
     Attributes:
-        limit_bytes: Most that it may hold: its `max_share`, and never less than one message takes.
+        limit_bytes: Most that it may hold: its `max_share`, and never less than `MIN_SHARE_BYTES`.
     """
 
     __slots__ = ("__weakref__", "limit_bytes", "tenant", "used_bytes")
 
     def __init__(self, tenant: Tenant, capacity_bytes: int) -> None:
         self.tenant = tenant
-        self.limit_bytes = min(capacity_bytes, max(int(capacity_bytes * tenant.max_share), MESSAGE_BYTES))
+        self.limit_bytes = min(capacity_bytes, max(int(capacity_bytes * tenant.max_share), MIN_SHARE_BYTES))
         self.used_bytes = 0
 
     @property
@@ -69,7 +72,11 @@ class ByteBudget:
     @property
     def lacking_bytes(self) -> int:
         """Bytes that must come free for all calls that wait; <= 0 where only their tenants' shares are full."""
-        return int(self._waiting.cost) - (self.capacity_bytes - self.used_bytes)
+        wanted_bytes = 0
+        for tenant in self._waiting.tenants():
+            share = self.share_of(tenant)
+            wanted_bytes += min(int(self._waiting.cost_of(tenant)), share.limit_bytes - share.used_bytes)
+        return wanted_bytes - (self.capacity_bytes - self.used_bytes)
 
     def share_of(self, tenant: Tenant) -> Share:
         """What a tenant holds."""
@@ -84,7 +91,8 @@ class ByteBudget:
         """Whether someone waits who may have bytes of this share: its own tenant, or one that holds less by weight."""
         for tenant in self._waiting.tenants():
             other = self.share_of(tenant)
-            if other is share or (other.level <= share.level and other.used_bytes < other.limit_bytes):
+            may_have = other.level <= share.level and self._fits_share(tenant, self._waiting.first_cost_of(tenant))
+            if other is share or may_have:
                 return True
         return False
 

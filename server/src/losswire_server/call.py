@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NoReturn
@@ -36,7 +35,7 @@ from losswire_server.stalls import Stalls
 from losswire_server.tasks import Caller
 from losswire_server.tenants import Tenant
 from losswire_server.tracing import CallTrace, Tracing
-from losswire_server.waits import Waits
+from losswire_server.waits import Wait, Waits
 
 IDLE_RESOLUTION_S: Final = 1.0
 """How late an idle stream may be ended. There may be many, and they wait for minutes."""
@@ -46,6 +45,9 @@ ABORT_TIMEOUT_S: Final = 1.0
 
 QUEUE_SHARE: Final = 0.2
 """Most of the time that a caller has left which its request may spend in the queue."""
+
+LEAST_BYTES: Final = 64 * 1024
+"""What messages have to bring until their caller has not kept the call waiting. Else one byte now and then would do."""
 
 OUT_OF_MEMORY_RETRY_S: Final = 1.0
 """When to come back to a server whose machine had no memory."""
@@ -140,6 +142,8 @@ class Call:
         # What it holds at least, from its first message on.
         self._least_bytes = MESSAGE_BYTES if method == "EvaluateStream" else 0
         self._admit_s = 0.0
+        # How long it has waited for its caller since messages brought `LEAST_BYTES`, and what they have brought.
+        self._waited_s, self._brought_bytes = 0.0, 0
         self._identity: Identity | None = None
         self._context = context
         self._metrics = lobby.metrics
@@ -154,6 +158,11 @@ class Call:
     def tenant(self, tenant: Tenant) -> None:
         self.caller.tenant = tenant
         self.reservation.belong_to(tenant)
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes that it may hold at most: the largest share of its tenant."""
+        return self.reservation.share.limit_bytes
 
     @property
     def exemplar(self) -> Exemplar | None:
@@ -196,6 +205,7 @@ class Call:
             raise DrainingError
         self.identify()
         self.caller.deadline = self._deadline(self.lobby.config, self._context)
+        self._waited_s, self._brought_bytes = 0.0, 0
         self.check_queue()
 
     def check_queue(self) -> None:
@@ -230,12 +240,15 @@ class Call:
             asked_at = time.monotonic()
             await self.reservation.resize(held_bytes + MESSAGE_BYTES)
             self._admit_s += time.monotonic() - asked_at
-        with self._in_time():
+        with self._in_time(self._waited_s) as wait:
             message = await self._context.read()
         if message is grpc.aio.EOF:
             self.reservation.try_resize(held_bytes)
             return None
         assert isinstance(message, bytes), "messages come as they are"
+        self._waited_s, self._brought_bytes = time.monotonic() - wait.began_at, self._brought_bytes + len(message)
+        if self._brought_bytes >= LEAST_BYTES:
+            self._waited_s, self._brought_bytes = 0.0, 0
         self.reservation.try_resize(max(held_bytes + len(message), self._least_bytes))
         self._count(self._metrics.received_bytes, message)
         return message
@@ -293,10 +306,10 @@ class Call:
         self.is_sending = False
         self._count(self._metrics.sent_bytes, message)
 
-    def _in_time(self) -> AbstractContextManager[object]:
+    def _in_time(self, waited_s: float = 0.0) -> Wait:
         """A block that waits for a message to come or go, for as long as that may take."""
         limit = min(time.monotonic() + self.lobby.config.body_timeout_s, self.caller.deadline)
-        return self.lobby.transfers.until(limit, self._transfer_too_long, self)
+        return self.lobby.transfers.until(limit, self._transfer_too_long, self, waited_s)
 
     def _transfer_too_long(self) -> ServiceError:
         # A caller that sends a little now and then keeps within the body timeout for ever.

@@ -102,6 +102,15 @@ class FairQueue(Generic[_Item]):
         flow = self._flows.get(tenant)
         return len(flow.items) if flow else 0
 
+    def cost_of(self, tenant: Tenant) -> float:
+        """What all items of a tenant cost that wait."""
+        flow = self._flows.get(tenant)
+        return flow.cost if flow else 0.0
+
+    def first_cost_of(self, tenant: Tenant) -> float:
+        """What the item costs that is a tenant's next, of a tenant that waits."""
+        return next(iter(self._flows[tenant].items.values()))
+
     def tenants(self) -> list[Tenant]:
         """Those that wait for something."""
         return [tenant for tenant, flow in self._flows.items() if flow.items]

@@ -13,7 +13,7 @@ from typing import Any, Final
 import grpc
 
 from losswire.v1 import GetInfoResponse, PutTensorResponse
-from losswire.v1.framing import MESSAGE_PAYLOAD_BYTES
+from losswire.v1.framing import MESSAGE_BYTES, MESSAGE_PAYLOAD_BYTES
 from losswire_server import replies
 from losswire_server.call import Call, Lobby
 from losswire_server.engine import Engine
@@ -160,12 +160,15 @@ class Servicer:
     async def _finish(self, run: Run) -> Totals:
         """Evaluate what has come, all of it by now."""
         run.submit_ready()
+        if run.held_bytes > run.call.most_bytes:
+            await run.settle(at_most=1)
         await run.call.hold(run.held_bytes)
         await run.settle()
         return run.evaluation.totals()
 
     async def _receive_tensors(self, run: Run, evaluation: FramedEvaluation, outputs: replies.OutputFrames) -> None:
-        max_bytes = self._lobby.config.max_evaluation_bytes
+        # What its jobs hold comes back without the caller: whoever may have little of the budget waits for that.
+        max_bytes = min(self._lobby.config.max_evaluation_bytes, run.call.most_bytes - MESSAGE_BYTES)
         while not evaluation.received_all:
             if run.outstanding:
                 await run.settle(at_most=0 if run.held_bytes > max_bytes else MAX_OUTSTANDING_JOBS - 1)

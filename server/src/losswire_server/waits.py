@@ -37,15 +37,18 @@ class Waits:
     def __len__(self) -> int:
         return len(self._waits)
 
-    def until(self, limit: float, late: Callable[[], Exception] = TimeoutError, owner: Any = None) -> Wait:
+    def until(
+        self, limit: float, late: Callable[[], Exception] = TimeoutError, owner: Any = None, waited_s: float = 0.0
+    ) -> Wait:
         """Ends what the block waits for when its time is up.
 
         Args:
             limit: When that is, in seconds of `time.monotonic`.
             late: Makes the exception that the block then raises.
             owner: Who waits.
+            waited_s: Seconds for which it has waited before, without getting what it waits for.
         """
-        return Wait(self, limit, late, owner)
+        return Wait(self, limit, late, owner, waited_s)
 
     def oldest_first(self) -> list[Wait]:
         """The waits that have not been told to end, in the order in which they began."""
@@ -76,15 +79,15 @@ class Wait:
     """One wait.
 
     Attributes:
-        limit, began_at: Seconds of `time.monotonic`.
+        limit, began_at: Seconds of `time.monotonic`; of the latter, what was waited before is taken away.
         owner: Who waits.
     """
 
     __slots__ = ("_cancelling", "_late", "_passed", "_task", "_waits", "began_at", "limit", "owner")
 
-    def __init__(self, waits: Waits, limit: float, late: Callable[[], Exception], owner: Any) -> None:
+    def __init__(self, waits: Waits, limit: float, late: Callable[[], Exception], owner: Any, waited_s: float) -> None:
         self._waits, self.limit, self._late, self.owner = waits, limit, late, owner
-        self.began_at = time.monotonic()
+        self.began_at = time.monotonic() - waited_s
         self._passed = False
 
     @property

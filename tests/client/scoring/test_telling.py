@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from score_shards import TARGET, Losswire, save
 from scoring_jobs import make_job
 
 import losswire as losswire_package
+from losswire.commands.score import exit_statuses
+from losswire.scoring.prefetch import prefetched
 
 
 def test_progress_as_json_is_a_line_for_each_event(losswire: Losswire, shards: list[Path]) -> None:
@@ -83,3 +93,37 @@ def test_a_signal_ends_a_run_that_waits_and_leaves_nothing_half_written(
     process.communicate(timeout=30)
     assert process.returncode == status
     assert not [name for name in job.results("late") if ".tmp-" in name]
+
+
+def test_a_signal_is_not_lost_in_code_that_takes_every_exception() -> None:
+    with pytest.raises(typer.Exit) as ended, exit_statuses(), contextlib.suppress(Exception):
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.exit_code == 143
+
+
+def test_a_signal_that_another_thread_received_ends_the_wait_for_a_shard() -> None:
+    ended = threading.Event()
+    waited_in_vain: list[bool] = []
+
+    def items() -> Iterator[int]:
+        while not _main_thread_is_in(queue.Queue.get):
+            time.sleep(0.001)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        waited_in_vain.append(not ended.wait(20))
+        yield 1
+
+    def wait() -> None:
+        try:
+            with exit_statuses():
+                next(prefetched(items(), 1))
+        finally:
+            ended.set()
+
+    with pytest.raises(typer.Exit):
+        wait()
+    assert waited_in_vain != [True]
+
+
+def _main_thread_is_in(function: Any) -> bool:
+    frame = sys._current_frames()[threading.main_thread().ident or 0]
+    return any(each.f_code is function.__code__ for each, _ in traceback.walk_stack(frame))

@@ -36,6 +36,10 @@ TERMINATED: Final = 143
 _PATIENT: Final = {"max_attempts": 1_000_000, "budget_ratio": 1.0, "budget_reserve": 1e6, "budget_limit": 1e6}
 
 
+class _Terminated(BaseException):
+    """SIGTERM came. Nothing that takes every `Exception` takes this, such as an import under way that is optional."""
+
+
 class OnError(StrEnum):
     """What a bad shard or row does to the run."""
 
@@ -154,11 +158,13 @@ def exit_statuses() -> Iterator[None]:
     """Exits with the status of what went wrong, and says in one line what it was and what to do."""
 
     def terminate(number: int, frame: object) -> None:
-        raise typer.Exit(TERMINATED)
+        raise _Terminated
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
+    except _Terminated:
+        raise typer.Exit(TERMINATED) from None
     except LockedError as error:
         raise _fail(error, LOCKED) from error
     except RefusedError as error:

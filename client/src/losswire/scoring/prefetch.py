@@ -45,7 +45,11 @@ def prefetched(items: Iterable[_Item], ahead: int) -> Generator[_Item, None, Non
     thread.start()
     try:
         while True:
-            more, item = ready.get()
+            try:
+                # Not for ever: a signal that comes just before this begins to wait, or to another thread, ends no wait.
+                more, item = ready.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
             if not more:
                 if item is not None:
                     assert isinstance(item, BaseException)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from losswire_server.identity.certificates import is_spiffe_id
 from losswire_server.identity.policy import ALL_SCOPES, Scope
 from losswire_server.identity.proof import Proof
 from losswire_server.tenants import EVERYONE, Tenant
@@ -33,6 +34,12 @@ def _check_hash(digest: str) -> str:
     return digest
 
 
+def _check_spiffe(pattern: str) -> str:
+    if not is_spiffe_id(pattern.removesuffix("/*")):
+        raise ValueError("expected a SPIFFE ID such as spiffe://example.org/ns/a, or one that ends with /*")
+    return pattern
+
+
 def _check_some(hashes: tuple[str, ...]) -> tuple[str, ...]:
     if not hashes:
         raise ValueError("expected at least one hash")
@@ -48,7 +55,7 @@ Hash = Annotated[str, AfterValidator(_check_hash)]
 Hashes = Annotated[tuple[Hash, ...], BeforeValidator(_listed), AfterValidator(_check_some)]
 Moment = Annotated[datetime, AfterValidator(_check_moment)]
 ClaimPath = Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_listed)]
-SpiffeId = Annotated[str, Field(pattern=r"^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)*(/\*)?$", max_length=2048)]
+SpiffeId = Annotated[str, AfterValidator(_check_spiffe)]
 TenantName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Scopes = Annotated[frozenset[Scope], Field(min_length=1)]
 
@@ -228,7 +235,9 @@ class IdentitySettings(_Part):
             for member in each.members:
                 listed |= {member.token, member.issuer}
                 if member.token is not None and member.token not in tokens:
-                    yield f"tenants: {each.name} has the token {member.token}, which is none of tokens"
+                    # Without what came, which may be the token itself in place of its name.
+                    names = ", ".join(sorted(tokens)) or "none"
+                    yield f"tenants: {each.name} has a token whose name is none of tokens; expected one of: {names}"
                 if member.issuer is not None and member.issuer not in issuers:
                     yield f"tenants: {each.name} has the issuer {member.issuer}, which is none of issuers"
         if self.default is None:
@@ -236,8 +245,8 @@ class IdentitySettings(_Part):
                 yield f"{name} is of no use: no tenant has it, and there is no default; list it in one, or give default"
 
 
-_UNTOLD: Final = "tokens"
-"""What mistakes are told of without what came: it may be the token itself, in place of its hash."""
+_UNTOLD: Final = frozenset(("tokens", "token"))
+"""What mistakes are told of without what came: it may be the token itself, in place of its hash or its name."""
 
 
 def read_settings(path: Path) -> IdentitySettings:
@@ -262,7 +271,7 @@ def _describe(error: Any) -> list[str]:
     lines = message.removeprefix("Value error, ").splitlines()
     if not name:
         return lines
-    plain = error["loc"][0] != _UNTOLD and isinstance(error["input"], (str, int, float))
+    plain = _UNTOLD.isdisjoint(error["loc"]) and isinstance(error["input"], (str, int, float))
     came = f"{error['input']!r} is refused: " if plain else ""
     return [f"{name}: {came}{line}" for line in lines]
 
