@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-import prometheus_client
 from prometheus_client import CollectorRegistry
 
 from losswire.v1 import GetInfoResponse
 from losswire_server.config import Config
 from losswire_server.health import HealthServer
-
-if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from losswire_server.metrics_port import MetricsServer
 
 
 class StartError(Exception):
@@ -39,12 +33,11 @@ class SidePorts:
         self.health_address = with_port(config.health_listen, self._health.port)
         host, _, port = config.metrics_listen.rpartition(":")
         try:
-            self._http, _ = prometheus_client.start_http_server(int(port), host.strip("[]"), registry)
+            self._metrics = MetricsServer(host.strip("[]"), int(port), registry)
         except OSError as error:
             reason = f"{config.metrics_listen} cannot be bound: {error.strerror}"
             raise StartError(f"metrics_listen: {reason}") from error
-        self._http.set_app(_at_metrics_alone(prometheus_client.make_wsgi_app(registry)))
-        self.metrics_address = with_port(config.metrics_listen, self._http.server_port)
+        self.metrics_address = with_port(config.metrics_listen, self._metrics.port)
 
     def start(self) -> None:
         """Answer probes, with NOT_SERVING."""
@@ -65,20 +58,7 @@ class SidePorts:
     def stop(self) -> None:
         """Stop answering."""
         self._health.stop()
-        self._http.shutdown()
-        self._http.server_close()
-
-
-def _at_metrics_alone(app: WSGIApplication) -> WSGIApplication:
-    """The application at /metrics, where it would answer at every path."""
-
-    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"] == "/metrics":
-            return app(environ, start_response)
-        start_response("404 Not Found", [("Content-Type", "text/plain")])
-        return [b"metrics are at /metrics\n"]
-
-    return answer
+        self._metrics.stop()
 
 
 def with_port(address: str, port: int) -> str:
