@@ -97,6 +97,11 @@ def certificates(demanding: Demanding) -> dict[str, tuple[Certificate, grpc.Stat
         "another trust domain": (ours.issue("spiffe://b.example/ns/training/sa/default"), code.PERMISSION_DENIED),
         "a SPIFFE ID that begins alike": (ours.issue("spiffe://a.example/ns/training2/sa/x"), code.PERMISSION_DENIED),
         "the folder itself": (ours.issue("spiffe://a.example/ns/training"), code.PERMISSION_DENIED),
+        "a SPIFFE ID that climbs": (ours.issue("spiffe://a.example/ns/training/../serving"), code.UNAUTHENTICATED),
+        "a SPIFFE ID with an escape": (ours.issue("spiffe://a.example/ns/training/%2e%2e/x"), code.UNAUTHENTICATED),
+        "a SPIFFE ID cut by a zero": (ours.issue(TRAINER + "\0/x"), code.UNAUTHENTICATED),
+        "a DNS name cut by a zero": (ours.issue("worker.example\0.other.example"), code.UNAUTHENTICATED),
+        "a wildcard": (ours.issue("*.example"), code.PERMISSION_DENIED),
         "two URIs, of which neither is an ID": (ours.issue(TRAINER, TRAINER + "2"), code.UNAUTHENTICATED),
         "another DNS name": (ours.issue("worker.example.org"), code.PERMISSION_DENIED),
         "a common name alone": (ours.issue(common_name="worker.example"), code.UNAUTHENTICATED),
@@ -108,7 +113,8 @@ CASES = (
     *("SPIFFE ID", "DNS name", "DNS name among others", "SPIFFE ID and DNS name", "a scope that suffices", "none"),
     *("of another authority", "expired", "not yet valid", "another SPIFFE ID", "another trust domain"),
     *("a SPIFFE ID that begins alike", "the folder itself", "two URIs, of which neither is an ID", "another DNS name"),
-    *("a common name alone", "a common name that is meant"),
+    *("a SPIFFE ID that climbs", "a SPIFFE ID with an escape", "a SPIFFE ID cut by a zero", "a DNS name cut by a zero"),
+    *("a wildcard", "a common name alone", "a common name that is meant"),
 )
 
 

@@ -150,15 +150,14 @@ def by_certificate(tmp_path: Path) -> Gate:
     return read_gate(path, Config.model_validate(config))[0]
 
 
-def holder(pem: bytes, **names: str) -> Any:
+def holder(pem: bytes) -> Any:
     """The holder of a certificate, as gRPC tells of it."""
-    peer = {"x509_pem_cert": [pem], "x509_common_name": [b"worker.example"]}
-    return Context(peer={**peer, **{f"peer_{kind}": [name.encode()] for kind, name in names.items()}})
+    return Context(peer={"x509_pem_cert": [pem], "x509_common_name": [b"worker.example"]})
 
 
 def test_a_certificate_ends_though_its_connection_stands(by_certificate: Gate, clock: Clock) -> None:
     pem, _ = Authority().issue("worker.example", until=timedelta(seconds=100))
-    context = holder(pem, dns="worker.example")
+    context = holder(pem)
     identity = by_certificate.identify(EVALUATE, context)
     assert (identity.subject, identity.tenant.name) == ("worker.example", "a")
     clock.ahead_s = 101
@@ -173,17 +172,16 @@ def test_a_common_name_is_nobody(by_certificate: Gate) -> None:
 
 
 def test_a_spiffe_id_is_more_than_a_name(by_certificate: Gate) -> None:
-    pem, _ = Authority().issue("other.example")
-    names = {"spiffe_id": "spiffe://a.example/ns/x/sa/y", "dns": "other.example"}
-    assert by_certificate.identify(EVALUATE, holder(pem, **names)).subject == "spiffe://a.example/ns/x/sa/y"
-    other, _ = Authority().issue("other.example")
+    pem, _ = Authority().issue("spiffe://a.example/ns/x/sa/y", "other.example")
+    assert by_certificate.identify(EVALUATE, holder(pem)).subject == "spiffe://a.example/ns/x/sa/y"
+    other, _ = Authority().issue("spiffe://a.example/ns/y", "other.example")
     with pytest.raises(PermissionDeniedError, match=r"^spiffe://a\.example/ns/y may not call: no tenant"):
-        by_certificate.identify(EVALUATE, holder(other, spiffe_id="spiffe://a.example/ns/y", dns="other.example"))
+        by_certificate.identify(EVALUATE, holder(other))
 
 
 def test_a_token_counts_and_not_the_certificate_beside_it(by_certificate: Gate) -> None:
     pem, _ = Authority().issue("worker.example")
-    context = holder(pem, dns="worker.example")
+    context = holder(pem)
     context.token = "unknown"
     with pytest.raises(UnauthenticatedError, match="the token is none that this server knows"):
         by_certificate.identify(EVALUATE, context)

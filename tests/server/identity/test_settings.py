@@ -72,6 +72,7 @@ def mistakes(tmp_path: Path, text: str) -> list[str]:
             "tenants: a has the issuer i, which is none of issuers",
         ),
         (TENANT.replace('token = "ci"', 'spiffe = "spiffe://a.example/*/b"'), "tenants.0.members.0.spiffe: "),
+        (TENANT.replace('token = "ci"', 'spiffe = "spiffe://a.example/../b"'), "tenants.0.members.0.spiffe: "),
         (TENANT.replace('token = "ci"', 'spiffe = "a.example"'), "tenants.0.members.0.spiffe: 'a.example' is refused"),
         (TOKEN + "expires = 2027-01-01T00:00:00\n" + TENANT, "expected a moment with its offset, such as"),
         ('[[issuers]]\nissuer = "i"\naudiences = []\njwks = "k"\n[default]', "issuers.0.audiences: "),

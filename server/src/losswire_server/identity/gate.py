@@ -13,7 +13,7 @@ from typing import Any, Final
 import grpc
 
 from losswire_server.errors import CredentialsExpiredError, PermissionDeniedError, UnauthenticatedError
-from losswire_server.identity.certificates import Peer, certificate_of, read_certificate
+from losswire_server.identity.certificates import certificate_of, read_certificate
 from losswire_server.identity.jwts import Issuer, is_jwt, verify
 from losswire_server.identity.policy import SCOPES, Scope
 from losswire_server.identity.proof import Proof
@@ -89,17 +89,16 @@ class Gate:
     def _who(self, context: grpc.aio.ServicerContext[Any, Any]) -> Identity:
         token = _bearer_token(context.invocation_metadata() or ())
         if token is not None:
-            return self._recall(hashlib.sha256(token.encode()).digest(), token, {})
-        peer: Peer = context.auth_context()
-        certificate = certificate_of(peer)
+            return self._recall(hashlib.sha256(token.encode()).digest(), token)
+        certificate = certificate_of(context.auth_context())
         if certificate is None:
             raise UnauthenticatedError(f"the call does not show who makes it; expected {self._expected()}")
-        return self._recall(certificate, None, peer)
+        return self._recall(certificate, None)
 
-    def _recall(self, key: bytes, token: str | None, peer: Peer) -> Identity:
+    def _recall(self, key: bytes, token: str | None) -> Identity:
         identity = self._known.get(key)
         if identity is None:
-            proof = read_certificate(key, peer) if token is None else self._read_token(token, key)
+            proof = read_certificate(key) if token is None else self._read_token(token, key)
             identity = self._identity(proof)
             if len(self._known) >= MAX_REMEMBERED:
                 self._known.clear()

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from losswire_server.identity.certificates import is_spiffe_id
 from losswire_server.identity.policy import ALL_SCOPES, Scope
 from losswire_server.identity.proof import Proof
 from losswire_server.tenants import EVERYONE, Tenant
@@ -33,6 +34,12 @@ def _check_hash(digest: str) -> str:
     return digest
 
 
+def _check_spiffe(pattern: str) -> str:
+    if not is_spiffe_id(pattern.removesuffix("/*")):
+        raise ValueError("expected a SPIFFE ID such as spiffe://example.org/ns/a, or one that ends with /*")
+    return pattern
+
+
 def _check_some(hashes: tuple[str, ...]) -> tuple[str, ...]:
     if not hashes:
         raise ValueError("expected at least one hash")
@@ -48,7 +55,7 @@ Hash = Annotated[str, AfterValidator(_check_hash)]
 Hashes = Annotated[tuple[Hash, ...], BeforeValidator(_listed), AfterValidator(_check_some)]
 Moment = Annotated[datetime, AfterValidator(_check_moment)]
 ClaimPath = Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_listed)]
-SpiffeId = Annotated[str, Field(pattern=r"^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)*(/\*)?$", max_length=2048)]
+SpiffeId = Annotated[str, AfterValidator(_check_spiffe)]
 TenantName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Scopes = Annotated[frozenset[Scope], Field(min_length=1)]
 
