@@ -49,7 +49,7 @@ def mistakes(tmp_path: Path, text: str) -> list[str]:
         ("tokens = 3\n[default]", "tokens: Input should be a valid array"),
         (TOKEN.replace(f'"{HASH}"', "[]") + TENANT, "tokens.0.sha256: expected at least one hash"),
         (TOKEN, "ci is of no use: no tenant has it, and there is no default; list it in one, or give default"),
-        (TENANT, "tenants: a has the token ci, which is none of tokens"),
+        (TENANT, "tenants: a has a token whose name is none of tokens; expected one of: none"),
         (TOKEN + TENANT + TENANT, "tenants: a is there twice; expected each once"),
         (TOKEN + TOKEN + TENANT, "tokens: ci is there twice; expected each once"),
         (TOKEN + TENANT.replace('"a"', '"default"'), 'and "default" to be [default] alone'),
@@ -88,6 +88,13 @@ def test_a_token_in_place_of_its_hash_is_not_told(tmp_path: Path) -> None:
     [line] = mistakes(tmp_path, TOKEN.replace(HASH, "the-secret-itself") + TENANT)
     assert line.startswith("tokens.0.sha256.0: ")
     assert "secret" not in line
+
+
+@pytest.mark.parametrize("length", [1, 20], ids=["short", "longer than a name"])
+def test_a_token_in_place_of_its_name_is_not_told(tmp_path: Path, length: int) -> None:
+    lines = mistakes(tmp_path, TOKEN + TENANT.replace("ci", "the-secret-itself" * length))
+    assert any("token" in line for line in lines)
+    assert not any("secret" in line for line in lines)
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -235,7 +235,9 @@ class IdentitySettings(_Part):
             for member in each.members:
                 listed |= {member.token, member.issuer}
                 if member.token is not None and member.token not in tokens:
-                    yield f"tenants: {each.name} has the token {member.token}, which is none of tokens"
+                    # Without what came, which may be the token itself in place of its name.
+                    names = ", ".join(sorted(tokens)) or "none"
+                    yield f"tenants: {each.name} has a token whose name is none of tokens; expected one of: {names}"
                 if member.issuer is not None and member.issuer not in issuers:
                     yield f"tenants: {each.name} has the issuer {member.issuer}, which is none of issuers"
         if self.default is None:
@@ -243,8 +245,8 @@ class IdentitySettings(_Part):
                 yield f"{name} is of no use: no tenant has it, and there is no default; list it in one, or give default"
 
 
-_UNTOLD: Final = "tokens"
-"""What mistakes are told of without what came: it may be the token itself, in place of its hash."""
+_UNTOLD: Final = frozenset(("tokens", "token"))
+"""What mistakes are told of without what came: it may be the token itself, in place of its hash or its name."""
 
 
 def read_settings(path: Path) -> IdentitySettings:
@@ -269,7 +271,7 @@ def _describe(error: Any) -> list[str]:
     lines = message.removeprefix("Value error, ").splitlines()
     if not name:
         return lines
-    plain = error["loc"][0] != _UNTOLD and isinstance(error["input"], (str, int, float))
+    plain = _UNTOLD.isdisjoint(error["loc"]) and isinstance(error["input"], (str, int, float))
     came = f"{error['input']!r} is refused: " if plain else ""
     return [f"{name}: {came}{line}" for line in lines]
 
