@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,19 @@ def test_calls_are_spread_over_the_addresses_behind_a_name() -> None:
     assert config["loadBalancingConfig"] == [{"round_robin": {}}]
     assert "grpc.service_config" not in dict(Endpoint("localhost:50051").options())
     assert "grpc.service_config" in dict(Endpoint("ipv4:127.0.0.1:1,127.0.0.1:2").options())
+
+
+def test_what_is_meant_for_this_machine_goes_over_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(1)
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        client = losswire.Client("localhost:1", token="secret", timeout_s=5, retry=losswire.RetryPolicy(max_attempts=1))
+        with client, pytest.raises(losswire.LosswireError):
+            client.info()
+        with pytest.raises(TimeoutError):
+            proxy.accept()
 
 
 def test_the_callers_channel_options_replace_ours() -> None:

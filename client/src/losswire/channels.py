@@ -149,9 +149,13 @@ class Endpoint:
     def options(self) -> list[tuple[str, Any]]:
         """The channel arguments, in gRPC's words."""
         options = dict(_OPTIONS)
+        here = is_loopback(self.target)
         # On this machine a name stands for one server, and several addresses for several.
-        if not is_loopback(self.target) or "," in self.target:
+        if not here or "," in self.target:
             options["grpc.service_config"] = _SERVICE_CONFIG
+        if here:
+            # By the variable http_proxy gRPC would send what is meant for this machine, a token too, to another.
+            options["grpc.enable_http_proxy"] = 0
         if isinstance(self.tls, Tls) and self.tls.server_name is not None:
             options["grpc.ssl_target_name_override"] = self.tls.server_name
         options.update(self.channel_options)
