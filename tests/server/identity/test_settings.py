@@ -211,6 +211,8 @@ P256 = ec.SECP256R1()
         ([elliptic(P256, kid=3)], "key 0 has a kid that is no string"),
         ([{"kty": "oct", "k": "AAAA", "kid": "a"}], "key 0 is symmetric"),
         ([elliptic(P256, kid="a", d="AAAA")], "key 0 is a private key"),
+        ([elliptic(P256, kid="a"), elliptic(P256, kid="b", use="enc", d="AAAA")], "key 1 is a private key"),
+        ([elliptic(P256, kid="a"), {"kty": "oct", "k": "AAAA", "use": "enc"}], "key 1 is symmetric"),
         ([elliptic(P256, kid="a", alg="HS256")], "key 0 is of a kind (EC P-256 HS256) that is not accepted"),
         ([elliptic(P256, kid="a", alg="none")], "key 0 is of a kind (EC P-256 none)"),
         ([elliptic(P256, kid="a", alg="ES384")], "key 0 is of a kind (EC P-256 ES384)"),

@@ -38,10 +38,15 @@ def read_jwks(path: Path) -> Mapping[str | None, Key]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["keys"]
         signing = [each for each in entries if each.get("use", "sig") == "sig"]
+        secret = [number for number, each in enumerate(entries) if each.get("kty") == "oct" or "d" in each]
     except OSError as error:
         raise IdentityError(f"jwks {path} cannot be read: {error.strerror}") from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise IdentityError(f'jwks {path} is no JSON Web Key Set; expected {{"keys": [...]}}') from None
+    if secret:
+        # Whatever it is for: one that is in this file has leaked.
+        kind = "symmetric (kty oct)" if entries[secret[0]].get("kty") == "oct" else "a private key"
+        raise IdentityError(f"jwks {path}: key {secret[0]} is {kind}; expected public keys alone")
     keys: dict[str | None, Key] = {}
     for number, each in enumerate(signing):
         where, name = f"jwks {path}: key {number}", each.get("kid")
@@ -58,10 +63,6 @@ def read_jwks(path: Path) -> Mapping[str | None, Key]:
 
 
 def _key(entry: dict[str, Any], where: str) -> Key:
-    if entry.get("kty") == "oct":
-        raise IdentityError(f"{where} is symmetric (kty oct); expected public keys alone")
-    if "d" in entry:
-        raise IdentityError(f"{where} is a private key; expected public keys alone")
     algorithms = _algorithms(entry, where)
     try:
         key = jwt.PyJWK(entry, algorithms[0]).key
