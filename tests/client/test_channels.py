@@ -65,6 +65,7 @@ def tls_server(authority: trustme.CA) -> Iterator[FakeServer]:
         ("losswire.example:50051", False),
         ("dns:///losswire.example:50051", False),
         ("dns://127.0.0.1/losswire.example:50051", False),
+        ("dns://names.example/localhost:50051", False),
         ("10.0.0.1:50051", False),
         ("[2001:db8::1]:50051", False),
         ("ipv4:127.0.0.1:1,10.0.0.1:2", False),

@@ -201,6 +201,9 @@ def is_loopback(target: str) -> bool:
     scheme, _, rest = target.partition(":")
     if scheme in ("unix", "unix-abstract"):
         return True
+    if scheme in _SCHEMES_WITH_ADDRESSES and rest.startswith("//") and not rest.startswith("///"):
+        # Whoever answers for names at this authority says where they lead.
+        return False
     addresses = rest.rpartition("/")[2] if scheme in _SCHEMES_WITH_ADDRESSES else target
     return all(_is_loopback_host(address.rpartition(":")[0].strip("[]")) for address in addresses.split(","))
 
