@@ -28,8 +28,13 @@ THREADS: Final = 16
 
 @pytest.fixture
 def small_server(tmp_path: Path) -> Iterator[RunningServer]:
-    """A server with a small budget, which it therefore defends early."""
-    flags = (f"--max-inflight-bytes={BUDGET_BYTES}", f"--max-evaluation-bytes={16 * MIB}", "--max-stall-s=0.2")
+    """A server with a small budget, which it therefore defends early.
+
+    Who waits for a share of it waits for longer than a busy machine takes to make room, and not for as long as a call
+    may be silent: 30 s.
+    """
+    budget = f"--max-inflight-bytes={BUDGET_BYTES}", f"--max-evaluation-bytes={16 * MIB}"
+    flags = (*budget, "--max-stall-s=0.2", "--max-wait-s=15")
     server = start_server(tmp_path, *flags)
     yield server
     assert server.stop() == 0
