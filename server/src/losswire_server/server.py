@@ -39,6 +39,12 @@ from losswire_server.tracing import open_tracing
 from losswire_server.watched_files import WatchedFiles
 from losswire_server.weights import WeightStore
 
+KEEP_SERVING_S: Final = 0.1
+"""How soon it is noticed that gRPC listens no more."""
+
+OPEN_AGAIN_S: Final = 0.05
+"""How soon a port that is still taken is tried again."""
+
 REPLY_PATIENCE_S: Final = 5.0
 """How long a drain waits for callers to take a reply, or 4 MiB of one, once nothing else is left to do."""
 
@@ -90,8 +96,10 @@ class Server:
         self._files = WatchedFiles(self._metrics, (CertificateError, IdentityError))
         self._tls = Tls.of(config)
         self._read_files()
-        self._server = self._open_data_server(share_port)
-        self.address = self._bind_data()
+        self._share_port = share_port
+        self._server = self._open_data_server()
+        self.address = self._bind_data(config.listen)
+        self._keeping: asyncio.Task[None] | None = None
         self._describe()
 
     async def start(self, on_device_lost: Callable[[DeviceLoss], None]) -> None:
@@ -113,6 +121,7 @@ class Server:
         self._loop_delay.start()
         self._files.start()
         await self._server.start()
+        self._keeping = asyncio.create_task(self._keep_serving())
         self._metrics.ready.set(1)
 
     async def drain(self, hurry: asyncio.Event) -> None:
@@ -162,9 +171,37 @@ class Server:
             self._loop.call_soon_threadsafe(self._lobby.fail)
             _log.error("device lost", cause=loss.cause, why=loss.why, trace=loss.trace())
 
-    def _open_data_server(self, share_port: bool) -> grpc.aio.Server:
+    async def _keep_serving(self) -> None:
+        """Open the port anew where gRPC gives it up.
+
+        At a path that is no UTF-8, which anyone can send, the loop in which grpc.aio takes calls fails, and it listens
+        no more: `_server_main_loop` in aio/server.pyx.pxi of grpcio 1.85.3. The calls that it has taken go on.
+        """
+        given_up: set[asyncio.Task[None]] = set()
+        while not self._lobby.draining:
+            try:
+                if not await self._server.wait_for_termination(KEEP_SERVING_S):
+                    return
+            except Exception as error:
+                _log.error("gRPC gave up the port, which is opened anew", why=repr(error))
+                given_up.add(asyncio.create_task(self._server.stop(self.config.drain_grace_s)))
+                await self._open_again()
+
+    async def _open_again(self) -> None:
+        while not self._lobby.draining:
+            self._server = self._open_data_server()
+            try:
+                self._bind_data(self.address)
+            except StartError:
+                # The one before is still about to close.
+                await asyncio.sleep(OPEN_AGAIN_S)
+            else:
+                await self._server.start()
+                return
+
+    def _open_data_server(self) -> grpc.aio.Server:
         own = (
-            ("grpc.so_reuseport", int(share_port)),
+            ("grpc.so_reuseport", int(self._share_port)),
             # Clients then find new replicas, and an expired certificate does not work for ever.
             ("grpc.max_connection_age_ms", int(self.config.max_connection_age_s * 1000)),
         )
@@ -194,8 +231,7 @@ class Server:
 
             self._files.add("identity", read_identity)
 
-    def _bind_data(self) -> str:
-        listen = self.config.listen
+    def _bind_data(self, listen: str) -> str:
         try:
             if self._tls is None:
                 port = self._server.add_insecure_port(listen)
