@@ -20,6 +20,12 @@ from losswire_server.limits import HEALTH_OPTIONS, HEALTH_THREADS
 
 SERVICE: Final = loss_service_pb2.DESCRIPTOR.services_by_name["LossService"].full_name
 
+GRACE_S: Final = 0.5
+"""How long probes that are being answered may take once the server stops."""
+
+STOP_S: Final = 5.0
+"""How long stopping may take. A call that gRPC does not end must not keep the process."""
+
 LIVENESS: Final = "liveness"
 """Name under which a server is SERVING from its start to its end, also while it drains: for probes that restart it."""
 
@@ -71,7 +77,7 @@ class HealthServer:
     def stop(self) -> None:
         """Stop answering."""
         self._health.enter_graceful_shutdown()
-        self._server.stop(grace=0.5).wait()
+        self._server.stop(grace=GRACE_S).wait(STOP_S)
 
     def _get_info(self, _: GetInfoRequest, context: grpc.ServicerContext) -> GetInfoResponse:
         if self._info is None:

@@ -9,6 +9,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 from resident import watched_peak
@@ -111,5 +112,12 @@ peak = resident.watched_peak(os.getpid())
 tuple(Tensor.FromString(message).shape)
 print(peak() / len(message))
 """
-    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    printed = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert float(printed.stdout) > 4 * MAX_TIMES
