@@ -71,6 +71,73 @@ async def test_a_newcomer_does_not_overtake_those_who_wait() -> None:
     assert small.done()
 
 
+BUDGET_BYTES = 32 * MESSAGE_BYTES
+LARGE_BYTES = 20 * MESSAGE_BYTES
+
+
+@in_loop
+async def test_small_calls_pass_a_large_one_that_does_not_fit_and_leave_it_the_rest_of_the_budget() -> None:
+    budget = ByteBudget(BUDGET_BYTES, max_waiting=20, max_wait_s=FOR_EVER_S)
+    holder, large = await reserve(budget, LARGE_BYTES), start(reserve(budget, LARGE_BYTES))
+    small = [start(reserve(budget, MESSAGE_BYTES)) for _ in range(6)]
+    await steps()
+    # Of 12 messages that would fit, an eighth of the budget.
+    assert [task.done() for task in small] == [True] * 4 + [False] * 2
+    small[0].result().let_go()
+    await steps()
+    assert [task.done() for task in small] == [True] * 5 + [False]
+    assert not large.done()
+    holder.let_go()
+    await steps()
+    # Its turn came before the one that may not pass.
+    assert large.done()
+    assert small[5].done()
+
+
+@in_loop
+async def test_what_those_hold_who_wait_for_much_keeps_nobody_from_passing() -> None:
+    budget = ByteBudget(BUDGET_BYTES, max_waiting=20, max_wait_s=FOR_EVER_S)
+    holder = await reserve(budget, LARGE_BYTES)
+    begun = [await reserve(budget, MESSAGE_BYTES) for _ in range(4)]
+    growing = [asyncio.ensure_future(each.resize(LARGE_BYTES)) for each in begun]
+    await steps()
+    passing = [start(reserve(budget, MESSAGE_BYTES)) for _ in range(5)]
+    await steps()
+    assert [task.done() for task in passing] == [True] * 4 + [False]
+    for task in growing:
+        task.cancel()
+    await steps()
+    # Those who gave up are small again, and nobody large waits.
+    assert passing[4].done()
+    for reservation in (holder, *begun, *(task.result() for task in passing)):
+        reservation.let_go()
+    assert (budget.used_bytes, budget._small_bytes) == (0, 0)
+
+
+@in_loop
+async def test_neither_large_calls_pass_nor_small_ones_each_other() -> None:
+    budget = ByteBudget(BUDGET_BYTES, max_waiting=20, max_wait_s=FOR_EVER_S)
+    holder, large = await reserve(budget, BUDGET_BYTES - 1), start(reserve(budget, LARGE_BYTES))
+    others = [start(reserve(budget, byte_count)) for byte_count in (2 * MESSAGE_BYTES + 1, MESSAGE_BYTES, 1)]
+    await steps()
+    assert not any(task.done() for task in (large, *others))
+    await holder.resize(LARGE_BYTES)
+    await steps()
+    assert [task.done() for task in (large, *others)] == [False, False, True, True]
+
+
+@in_loop
+async def test_small_calls_of_a_tenant_pass_a_large_one_for_which_its_share_has_no_room() -> None:
+    budget = ByteBudget(BUDGET_BYTES, max_waiting=20, max_wait_s=FOR_EVER_S)
+    half = Tenant("half", max_share=0.5)
+    held = await reserve_for(budget, half, 10 * MESSAGE_BYTES)
+    large, small = (start(reserve_for(budget, half, count * MESSAGE_BYTES)) for count in (8, 1))
+    await steps()
+    assert [large.done(), small.done()] == [False, True]
+    held.let_go()
+    await asyncio.gather(large, small)
+
+
 @in_loop
 async def test_one_call_too_many_is_refused_at_once_with_a_delay() -> None:
     budget = ByteBudget(100, max_waiting=2, max_wait_s=0.5)
@@ -243,7 +310,7 @@ def test_after_any_mixture_of_calls_growth_and_cancellation_nothing_is_held_or_f
             task.cancel()
         ended = await asyncio.gather(*calls, return_exceptions=True)
         assert {type(each) for each in ended} <= {type(None), asyncio.CancelledError, OverloadedError}
-        assert (budget.used_bytes, budget.waiting) == (0, 0)
+        assert (budget.used_bytes, budget.waiting, budget._small_bytes) == (0, 0, 0)
         assert (await reserve(budget, 100)).byte_count == 100
 
     asyncio.run(main())
@@ -375,7 +442,7 @@ def test_after_any_mixture_of_tenants_growth_and_cancellation_nothing_is_held_or
         budget = ByteBudget(TENANT_MIB * MIB, max_waiting=8, max_wait_s=chance.choice([0.0, FOR_EVER_S]))
         calls: list[asyncio.Task[None]] = []
         for _ in range(300):
-            sizes = [chance.choice([0, 1, 3, 8]) for _ in range(chance.randint(1, 4))]
+            sizes = [chance.choice([0, 1, 3, 9]) for _ in range(chance.randint(1, 4))]
             calls.append(asyncio.ensure_future(call(budget, chance.choice(tenants), sizes)))
             if chance.random() < 0.3:
                 chance.choice(calls).cancel()
@@ -388,7 +455,7 @@ def test_after_any_mixture_of_tenants_growth_and_cancellation_nothing_is_held_or
             task.cancel()
         ended = await asyncio.gather(*calls, return_exceptions=True)
         assert {type(each) for each in ended} <= {type(None), asyncio.CancelledError, OverloadedError}
-        assert (budget.used_bytes, budget.waiting) == (0, 0)
+        assert (budget.used_bytes, budget.waiting, budget._small_bytes) == (0, 0, 0)
         assert [budget.share_of(tenant).used_bytes for tenant in tenants] == [0] * len(tenants)
 
     asyncio.run(main())

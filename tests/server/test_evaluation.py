@@ -320,8 +320,26 @@ def test_a_sample_whose_running_state_does_not_fit_is_refused_before_its_first_b
     request = make_request(announced((1, 3, positions), F32), announced((1, positions), I64))
     with pytest.raises(TooLargeError, match="running state"):
         begin(request, max_bytes=positions * STATE_BYTES_PER_POSITION - 1)
-    evaluation = begin(request, max_bytes=positions * STATE_BYTES_PER_POSITION)
-    assert evaluation.held_bytes == positions * STATE_BYTES_PER_POSITION
+    begin(request, max_bytes=positions * STATE_BYTES_PER_POSITION)
+
+
+def test_a_running_state_is_counted_while_there_is_one_and_not_for_its_announcement() -> None:
+    positions, classes = 2048, 200
+    evaluation = begin(make_request(announced((1, classes, positions), F32), announced((1, positions), I64)))
+    assert evaluation.held_bytes == 0
+    evaluation.add("target", memoryview(bytes(8 * positions)))
+    assert evaluation.held_bytes == 8 * positions
+    whole_class = memoryview(bytes(4 * positions))
+    evaluation.add("logits", whole_class)
+    # Before the job that makes it is.
+    assert evaluation.held_bytes == 12 * positions + STATE_BYTES_PER_POSITION * positions
+    for _ in range(classes - 1):
+        for _ in evaluation.jobs():
+            pass
+        assert evaluation.held_bytes >= STATE_BYTES_PER_POSITION * positions
+        evaluation.add("logits", whole_class)
+    assert list(evaluation.jobs())
+    assert evaluation.held_bytes == 0
 
 
 def test_an_output_that_needs_the_whole_sample_is_refused_where_a_sample_does_not_fit() -> None:

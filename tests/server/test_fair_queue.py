@@ -117,3 +117,15 @@ def test_tenants_that_come_and_go_leave_nothing() -> None:
         queue.push(Tenant(str(number)), "x", 1)
         queue.pop()
     assert len(queue._flows) <= 3
+
+
+def test_items_that_do_not_count_are_passed_and_keep_their_place() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for tenant, name in ((A, "A large"), (A, "a1"), (A, "a2"), (B, "B large"), (B, "b1")):
+        queue.push(tenant, name, 10 if "large" in name else 1)
+    passed = []
+    while (found := queue.next(among=str.islower)) is not None:
+        passed.append(found[1])
+        queue.take(*found[:2])
+    assert sorted(passed) == ["a1", "a2", "b1"]
+    assert pops(queue) == ["B large", "A large"]  # A has had more.

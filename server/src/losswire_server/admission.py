@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -18,22 +19,28 @@ from losswire_server.tenants import EVERYONE, Tenant
 MIN_RETRY_AFTER_S: Final = 0.1
 """Least delay that a refused call is told: a retry at once would be refused as well."""
 
-MIN_SHARE_BYTES: Final = 2 * MESSAGE_BYTES
-"""Least that a tenant may hold: what came of a stream and waits for its counterpart, and the message that brings it."""
+SMALL_BYTES: Final = 2 * MESSAGE_BYTES
+"""What a small call holds at most: what came of a stream and waits for its counterpart, and the message that brings it.
+
+A tenant may hold as much whatever its share, and small calls may pass a larger one.
+"""
+
+PASSING_SHARE: Final = 1 / 8
+"""How much of a budget small calls may hold where they pass a large one: the rest is left to come free for that."""
 
 
 class Share:
     """What one tenant holds of a budget.
 
     Attributes:
-        limit_bytes: Most that it may hold: its `max_share`, and never less than `MIN_SHARE_BYTES`.
+        limit_bytes: Most that it may hold: its `max_share`, and never less than `SMALL_BYTES`.
     """
 
     __slots__ = ("__weakref__", "limit_bytes", "tenant", "used_bytes")
 
     def __init__(self, tenant: Tenant, capacity_bytes: int) -> None:
         self.tenant = tenant
-        self.limit_bytes = min(capacity_bytes, max(int(capacity_bytes * tenant.max_share), MIN_SHARE_BYTES))
+        self.limit_bytes = min(capacity_bytes, max(int(capacity_bytes * tenant.max_share), SMALL_BYTES))
         self.used_bytes = 0
 
     @property
@@ -42,12 +49,34 @@ class Share:
         return self.used_bytes / self.tenant.weight
 
 
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """A call that waits to hold `after_bytes` in place of `before_bytes`."""
+
+    granted: asyncio.Future[None]
+    before_bytes: int
+    after_bytes: int
+
+    @property
+    def is_small(self) -> bool:
+        return self.after_bytes <= SMALL_BYTES
+
+    @property
+    def is_granted(self) -> bool:
+        return self.granted.done() and not self.granted.cancelled() and self.granted.exception() is None
+
+
+def _if_small(byte_count: int) -> int:
+    return byte_count if byte_count <= SMALL_BYTES else 0
+
+
 class ByteBudget:
     """Bytes that all calls together may hold in memory. Belongs to one event loop.
 
     A call that does not fit waits its turn, but not for long and not among too many: a queue without bound serves
     nobody once it is longer than its callers' patience. Tenants take turns by weight in bytes, and each tenant's calls
-    are first come first served. Where too many wait, the newest of the tenant with the longest line is refused.
+    are first come first served, but that small ones pass a large one that does not fit. Where too many wait, the newest
+    of the tenant with the longest line is refused.
 
     Attributes:
         make_room: Called when a call has to wait.
@@ -59,7 +88,9 @@ class ByteBudget:
         self.make_room: Callable[[], None] = lambda: None
         self._max_waiting = max_waiting
         self._max_wait_s = max_wait_s
-        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
+        self._waiting: FairQueue[_Turn] = FairQueue()
+        # What small calls hold that do not wait for more.
+        self._small_bytes = 0
         self._everyone = Share(EVERYONE, capacity_bytes)
         # Those of tenants that have calls.
         self._shares: WeakValueDictionary[Tenant, Share] = WeakValueDictionary()
@@ -96,28 +127,27 @@ class ByteBudget:
                 return True
         return False
 
-    def _try_take(self, share: Share, byte_count: int) -> bool:
-        """Take bytes, or give some back where `byte_count` is negative, if nobody has to wait for that; whether so."""
-        waiting = self._waiting.count
+    def _try_take(self, share: Share, before_bytes: int, after_bytes: int) -> bool:
+        """Have a call hold so much in place of so much if nobody has to wait for that; whether so."""
+        waiting, byte_count = self._waiting.count, after_bytes - before_bytes
         if byte_count > 0 and (
             waiting
             or self.used_bytes + byte_count > self.capacity_bytes
             or share.used_bytes + byte_count > share.limit_bytes
         ):
             return False
-        self.used_bytes += byte_count
-        share.used_bytes += byte_count
+        self._add(share, before_bytes, after_bytes)
         if waiting:
             self._admit_waiting()
         return True
 
-    async def _take(self, share: Share, byte_count: int) -> None:
+    async def _take(self, share: Share, before_bytes: int, after_bytes: int) -> None:
         tenant = share.tenant
         if self._waiting.count_of(tenant) >= max(self._max_waiting * tenant.max_share, min(self._max_waiting, 1)):
             raise self._refusal()
         if len(self._waiting) >= self._max_waiting:
             self._push_out(tenant)
-        await self._wait(share, byte_count)
+        await self._wait(share, _Turn(asyncio.get_running_loop().create_future(), before_bytes, after_bytes))
 
     def _push_out(self, newcomer: Tenant) -> None:
         """Refuse a call of the tenant with the longest line: the newcomer, if it is its own."""
@@ -129,28 +159,30 @@ class ByteBudget:
         if tenant == newcomer or newcomers / newcomer.weight >= count / tenant.weight:
             raise self._refusal()
         self._waiting.discard(tenant, turn)
-        if not turn.done():
-            turn.set_exception(self._refusal())
+        if not turn.granted.done():
+            turn.granted.set_exception(self._refusal())
 
-    async def _wait(self, share: Share, byte_count: int) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.push(share.tenant, turn, byte_count)
+    async def _wait(self, share: Share, turn: _Turn) -> None:
+        self._waiting.push(share.tenant, turn, turn.after_bytes - turn.before_bytes)
+        self._small_bytes -= _if_small(turn.before_bytes)
         self._admit_waiting()
-        if turn.done():
+        if turn.granted.done():
             return
         self.make_room()
         try:
             async with asyncio.timeout(self._max_wait_s):
-                await turn
+                await turn.granted
         except TimeoutError:
-            if turn.cancelled():
+            if turn.granted.cancelled():
                 raise self._refusal() from None
-            turn.result()  # Its turn, or its refusal, came in the very step that ended the wait.
+            turn.granted.result()  # Its turn, or its refusal, came in the very step that ended the wait.
         except asyncio.CancelledError:
-            if not turn.cancelled() and turn.exception() is None:
-                self._try_take(share, -byte_count)
+            if turn.is_granted:
+                self._add(share, turn.after_bytes, turn.before_bytes)
             raise
         finally:
+            if not turn.is_granted:
+                self._small_bytes += _if_small(turn.before_bytes)
             self._waiting.discard(share.tenant, turn)
             self._admit_waiting()
 
@@ -158,21 +190,43 @@ class ByteBudget:
         return OverloadedError(retry_after_s=max(self._max_wait_s, MIN_RETRY_AFTER_S))
 
     def _admit_waiting(self) -> None:
-        while (found := self._waiting.next(self._fits_share)) is not None:
-            tenant, turn, byte_count = found
-            if turn.done():
+        while (found := self._next()) is not None:
+            tenant, turn = found
+            if turn.granted.done():
                 self._waiting.discard(tenant, turn)
                 continue
-            if self.used_bytes + byte_count > self.capacity_bytes:
-                return
-            self.used_bytes += int(byte_count)
-            self.share_of(tenant).used_bytes += int(byte_count)
-            turn.set_result(None)
+            self._small_bytes += _if_small(turn.before_bytes)
+            self._add(self.share_of(tenant), turn.before_bytes, turn.after_bytes)
+            turn.granted.set_result(None)
             self._waiting.take(tenant, turn)
+
+    def _next(self) -> tuple[Tenant, _Turn] | None:
+        """Whose turn it is if that fits, and else who may pass; None where everyone has to wait."""
+        first = self._waiting.next(self._fits_share)
+        if first is not None:
+            tenant, turn, byte_count = first
+            if turn.granted.done() or self.used_bytes + byte_count <= self.capacity_bytes:
+                return tenant, turn
+            if turn.is_small:
+                return None
+        passing = self._waiting.next(self._may_pass, among=lambda turn: turn.is_small)
+        return None if passing is None else passing[:2]
+
+    def _may_pass(self, tenant: Tenant, byte_count: float) -> bool:
+        return (
+            self.used_bytes + byte_count <= self.capacity_bytes
+            and self._small_bytes + byte_count <= self.capacity_bytes * PASSING_SHARE
+            and self._fits_share(tenant, byte_count)
+        )
 
     def _fits_share(self, tenant: Tenant, byte_count: float) -> bool:
         share = self.share_of(tenant)
         return share.used_bytes + byte_count <= share.limit_bytes
+
+    def _add(self, share: Share, before_bytes: int, after_bytes: int) -> None:
+        self.used_bytes += after_bytes - before_bytes
+        share.used_bytes += after_bytes - before_bytes
+        self._small_bytes += _if_small(after_bytes) - _if_small(before_bytes)
 
 
 class Reservation:
@@ -197,7 +251,7 @@ class Reservation:
 
     def try_resize(self, byte_count: int) -> bool:
         """Hold `byte_count` bytes from now on if that needs no waiting; whether so. Returning some needs none."""
-        if not self._budget._try_take(self.share, byte_count - self.byte_count):
+        if not self._budget._try_take(self.share, self.byte_count, byte_count):
             return False
         self.byte_count = byte_count
         return True
@@ -218,7 +272,7 @@ class Reservation:
             if limit_bytes < self._budget.capacity_bytes:
                 limit = "max_share of max_inflight_bytes is the tenant's limit"
             raise TooLargeError("the request", byte_count, limit_bytes, limit)
-        await self._budget._take(self.share, byte_count - self.byte_count)
+        await self._budget._take(self.share, self.byte_count, byte_count)
         self.byte_count = byte_count
 
     def hold(self) -> None:

@@ -105,6 +105,11 @@ class BlockCutter:
         self._labels = torch.empty(0)
         self._class = self._position = 0
 
+    @property
+    def is_within_sample(self) -> bool:
+        """Whether a sample is evaluated in parts now, or is about to be: there is a running state of it."""
+        return self._partial is not None or (self._splits and self._may_split())
+
     def jobs(self) -> Iterator[Job]:
         """The blocks that are complete now."""
         while (job := self._next_part() if self._partial else self._next_samples()) is not None:
@@ -135,12 +140,15 @@ class BlockCutter:
 
     def _begin_split(self) -> bool:
         """Start on a sample that is evaluated in parts, if its labels and some of its logits are there."""
-        if not self.logits.byte_count or not self._available_targets(1):
+        if not self._may_split():
             return False
         if not self._parameters.target_is_probabilities:
             self._labels = self._take_target(1, 0)
         self._partial, self._class, self._position = PartialSample(), 0, 0
         return True
+
+    def _may_split(self) -> bool:
+        return bool(self.logits.byte_count and self._available_targets(1))
 
     def _next_part(self) -> Job | None:
         """The next whole segments of the current sample, or, where a segment is one class, some positions of it."""

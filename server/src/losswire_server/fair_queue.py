@@ -62,20 +62,25 @@ class FairQueue(Generic[_Item]):
         self.cost += cost
         self.count += 1
 
-    def next(self, ready: Callable[[Tenant, float], bool] | None = None) -> tuple[Tenant, _Item, float] | None:
+    def next(
+        self,
+        ready: Callable[[Tenant, float], bool] | None = None,
+        among: Callable[[_Item], bool] | None = None,
+    ) -> tuple[Tenant, _Item, float] | None:
         """Whose turn it is, what, and at what cost; None where there is nothing.
 
         Args:
             ready: Whether a tenant may have its first item, of this cost, now; the others go on without it.
+            among: Which items count; without it, all.
         """
-        first: tuple[Tenant, _Item, float] | None = None
+        found: tuple[Tenant, _Item, float] | None = None
         earliest = 0.0
         for tenant, flow in self._flows.items():
-            if flow.items and (first is None or flow.start < earliest):
-                item, cost = next(iter(flow.items.items()))
-                if ready is None or ready(tenant, cost):
-                    first, earliest = (tenant, item, cost), flow.start
-        return first
+            if flow.items and (found is None or flow.start < earliest):
+                first = next(((item, cost) for item, cost in flow.items.items() if among is None or among(item)), None)
+                if first is not None and (ready is None or ready(tenant, first[1])):
+                    found, earliest = (tenant, *first), flow.start
+        return found
 
     def take(self, tenant: Tenant, item: _Item) -> None:
         """Remove an item whose turn came: its tenant's next one comes the later, the more it cost."""

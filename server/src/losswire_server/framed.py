@@ -55,9 +55,17 @@ class FramedEvaluation(Evaluation):
 
     @property
     def held_bytes(self) -> int:
-        """Bytes that wait for their counterpart, the weight, and the state of a sample that is evaluated in parts."""
-        waiting = self._cutter.logits.byte_count + self._cutter.target.byte_count if self._cutter else 0
-        return waiting + self._state_bytes + self._receipt.received["weight"]
+        """Bytes that wait for their counterpart, the weight, and the state of a sample that is evaluated in parts.
+
+        A state is counted before it is made, and not before there is something to make it of: else a header of thirty
+        bytes could have a quarter of a gigabyte kept for it.
+        """
+        held_bytes = self._receipt.received["weight"]
+        if (cutter := self._cutter) is not None:
+            held_bytes += cutter.logits.byte_count + cutter.target.byte_count
+            if self._state_bytes and cutter.is_within_sample:
+                held_bytes += self._state_bytes
+        return held_bytes
 
     @property
     def received_all(self) -> bool:

@@ -160,11 +160,16 @@ class Servicer:
     async def _finish(self, run: Run) -> Totals:
         """Evaluate what has come, all of it by now."""
         run.submit_ready()
-        if run.held_bytes > run.call.most_bytes:
-            await run.settle(at_most=1)
-        await run.call.hold(run.held_bytes)
+        await self._hold(run)
         await run.settle()
         return run.evaluation.totals()
+
+    @staticmethod
+    async def _hold(run: Run) -> None:
+        """Reserve what an evaluation holds, or is about to."""
+        if run.held_bytes > run.call.most_bytes:
+            await run.settle()
+        await run.call.hold(run.held_bytes)
 
     async def _receive_tensors(self, run: Run, evaluation: FramedEvaluation, outputs: replies.OutputFrames) -> None:
         # What its jobs hold comes back without the caller: whoever may have little of the budget waits for that.
@@ -180,6 +185,7 @@ class Servicer:
                 return
             chunk = decode_chunk(memoryview(message))
             evaluation.add(chunk.tensor, chunk.data)
+            await self._hold(run)
             run.submit_ready()
 
     def _check_reply_fits(self, plan: Plan) -> None:
