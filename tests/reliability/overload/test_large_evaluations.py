@@ -50,7 +50,7 @@ def streams(server: RunningServer) -> Iterator[list[OpenStream]]:
             stack.callback(stream.send, None)
             stream.send(HEADER)
         yield opened
-    assert vitals_once(server, lambda it: it.held == NOTHING)
+    assert vitals_once(server, lambda it: it.held == NOTHING).held == NOTHING
 
 
 def test_small_calls_pass_large_evaluations_that_wait(
