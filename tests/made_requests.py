@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from losswire.v1 import CrossEntropyOptions, DataType
+from losswire.v1 import CrossEntropyOptions, DataType, Output
+from losswire.v1.tensor_format import tensor_digest
 from losswire_server.errors import ServiceError
 from losswire_server.evaluation import Evaluation
 from losswire_server.framed import FramedEvaluation
@@ -22,6 +24,21 @@ from losswire_server.whole import WholeEvaluation
 
 WIRE_DTYPES = {dtype: number for number, dtype in TORCH_DTYPES.items()}
 MAX_BYTES = 64 * 1024 * 1024
+F32, I64 = DataType.DATA_TYPE_FLOAT32, DataType.DATA_TYPE_INT64
+LOGITS = torch.tensor([[1.0, 2.0, 3.0], [0.5, 5.0, 1.0], [2.0, 0.0, 0.25]])
+LABELS = torch.tensor([0, 1, 2])
+WEIGHT = torch.tensor([5.0, 0.1, 1.0])
+Chunks = list[tuple[str, memoryview]]
+INDEX_DTYPES = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8]
+FLOAT_DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+INDEX_OUTPUTS = [value for value in Output.values() if value]
+PROBABILITY_OUTPUTS = [
+    Output.OUTPUT_LOSS,
+    Output.OUTPUT_LOGSUMEXP,
+    Output.OUTPUT_ARGMAX,
+    Output.OUTPUT_ENTROPY,
+    Output.OUTPUT_MAX_PROBABILITY,
+]
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
@@ -116,3 +133,22 @@ def reason_of(error: BaseException) -> str:
     """The reason of a refusal, which it must be."""
     assert isinstance(error, ServiceError), error
     return error.reason_name
+
+
+def weighted_header(**fields: Any) -> Request:
+    return replace(request_of(LOGITS, LABELS, WEIGHT, whole=False), **fields)
+
+
+TARGET_CHUNK, LOGITS_CHUNK, WEIGHT_CHUNK = (
+    ("target", tensor_bytes(LABELS)),
+    ("logits", tensor_bytes(LOGITS)),
+    ("weight", tensor_bytes(WEIGHT)),
+)
+DIGEST = tensor_digest((3,), F32, tensor_bytes(WEIGHT))
+
+
+def totals_bits(evaluation: Evaluation) -> tuple[object, ...]:
+    """The result with its exact bits; every NaN is alike."""
+    totals = evaluation.totals()
+    floats = (totals.loss, totals.loss_sum, totals.weight_sum)
+    return (*(None if each is None else each.hex() for each in floats), totals.counted, totals.ignored)
