@@ -113,14 +113,14 @@ def _by_h2load(address: str, body: bytes, count: int, answer: bytes) -> float:
 
 
 async def _by_python(address: str, body: bytes, count: int) -> float:
-    calls_each = count // CONCURRENT_CALLS
+    left = iter(range(count))
     async with aio.insecure_channel(address) as channel:
         method: aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
 
         async def make_calls() -> None:
-            for _ in range(calls_each):
+            for _ in left:
                 await method(body, timeout=30)
 
         start = time.perf_counter()
         await asyncio.gather(*(make_calls() for _ in range(CONCURRENT_CALLS)))
-        return calls_each * CONCURRENT_CALLS / (time.perf_counter() - start)
+        return count / (time.perf_counter() - start)

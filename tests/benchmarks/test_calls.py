@@ -1,7 +1,10 @@
-"""What h2load prints, and whether it means that calls were answered."""
+"""As many calls as were asked for, by h2load or by Python, and whether they were answered."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
 import pytest
 
 from benchmarks import calls
@@ -23,3 +26,25 @@ def test_answers_like_the_first_are_accepted() -> None:
 def test_fast_refusals_are_not_taken_for_answers(succeeded: int, data: int) -> None:
     with pytest.raises(RuntimeError, match="200 calls were not all answered"):
         calls.check_answers(PRINTED.format(succeeded=succeeded, data=data), 200, ANSWER)
+
+
+@pytest.mark.parametrize("count", [1, calls.CONCURRENT_CALLS + 1])
+def test_python_makes_as_many_calls_as_were_asked_for(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(calls, "has_h2load", lambda: False)
+    bodies: list[bytes] = []
+
+    def answer(body: bytes, context: grpc.ServicerContext) -> bytes:
+        bodies.append(body)
+        return ANSWER
+
+    service, method = calls.METHOD[1:].split("/")
+    server = grpc.server(ThreadPoolExecutor(4))
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {method: grpc.unary_unary_rpc_method_handler(answer)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        assert calls.calls_per_second(f"127.0.0.1:{port}", b"request", count) > 0
+    finally:
+        server.stop(0).wait()
+    assert bodies == [b"request"] * (1 + count)  # the first tells what the answer is
