@@ -36,6 +36,16 @@ def test_the_newest_figure_of_a_test_counts_and_the_quick_ones_only_where_there_
     assert rows[0] == "| L2 | new \\| bar | `life/test_drain.py::test` | 1 | 2, 2026-11-24 |"
 
 
+def test_a_figure_stays_until_there_is_a_newer_one_or_its_test_is_gone() -> None:
+    here = "tests/test_figures.py::test"
+    before = figures.table([entry("L1", "old | bar", by=here), entry("L2", "replaced", by=here), entry("L3", "gone")])
+    told = figures.table([entry("L2", "new", by=here), entry("L1", "quick", "quick", by="other")], before)
+    assert [row.split(" | ")[1] for row in told.splitlines()[2:]] == ["old \\| bar", "new", "gone"]
+    missing = before.replace("life/test_drain.py", "life/test_missing.py")
+    assert "gone" not in figures.table([], missing)
+    assert figures.table([], told) == told
+
+
 def test_only_what_is_between_the_marks_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{figures.BEGIN}\nold\n{figures.END}\nafter\n")

@@ -103,7 +103,7 @@ LOSSES = {
 
 @pytest.mark.parametrize(("faults", "cause"), LOSSES.values(), ids=LOSSES)
 def test_a_lost_device_sends_every_caller_elsewhere_and_ends_the_server_with_exit_code_70(
-    start: Start, tmp_path: Path, faults: Faults, cause: str
+    start: Start, tmp_path: Path, faults: Faults, cause: str, figure: Callable[[str, str], None]
 ) -> None:
     after = tmp_path / "after"
     server = start(
@@ -141,6 +141,9 @@ def test_a_lost_device_sends_every_caller_elsewhere_and_ends_the_server_with_exi
     assert (lost["event"], lost["cause"]) == ("device lost", cause)
     assert "illegal memory access" in lost["why"] if cause == "error" else lost["why"].endswith("0.5 s")
     assert "faulty_backend.py" in lost["trace"]
+    count = len(calls) + len(streams)
+    how = "hangs" if cause == "hang" else "fails"
+    figure("G1", f"{count} calls when the device {how}: 0 of them succeed, and the process exits with 70")
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["while draining", "before SIGTERM"])

@@ -6,7 +6,7 @@ import contextlib
 import random
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -96,8 +96,11 @@ def test_a_run_that_is_killed_at_random_ends_like_an_unbroken_one(job: Job, unbr
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
-def test_a_run_that_is_killed_fifty_times_ends_like_an_unbroken_one(job: Job, unbroken: dict[str, str]) -> None:
+def test_a_run_that_is_killed_fifty_times_ends_like_an_unbroken_one(
+    job: Job, unbroken: dict[str, str], figure: Callable[[str, str], None]
+) -> None:
     kill_at_random(job, unbroken, kills=50, longest_s=1.2)
+    figure("B1", "50 kills at random instants: the bytes of an unbroken run")
 
 
 def kill_at_call(job: Job, out: str, unbroken: dict[str, str], call: str, number: int) -> None:
@@ -136,10 +139,12 @@ def test_a_run_that_is_killed_at_a_call_ends_like_an_unbroken_one(
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("call", CALLS)
 def test_a_run_that_is_killed_at_any_call_ends_like_an_unbroken_one(
-    job: Job, out: str, unbroken: dict[str, str], call: str
+    job: Job, out: str, unbroken: dict[str, str], call: str, figure: Callable[[str, str], None]
 ) -> None:
-    for number in range(1, count_calls(job, out, call) + 1):
+    count = count_calls(job, out, call)
+    for number in range(1, count + 1):
         kill_at_call(job, out, unbroken, call, number)
+    figure("B2", f"killed at each of {count} calls of {call}: the bytes of an unbroken run")
 
 
 @needs_strace
@@ -157,12 +162,16 @@ def test_a_disk_that_fails_at_a_call_is_told_and_spoils_nothing(
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
 def test_a_disk_that_fails_at_any_call_is_told_and_spoils_nothing(
-    job: Job, out: str, unbroken: dict[str, str], call: str, error: str
+    job: Job, out: str, unbroken: dict[str, str], call: str, error: str, figure: Callable[[str, str], None]
 ) -> None:
     numbers = range(1, count_calls(job, out, call) + 1)
     minded = [fail_at_call(job, out, unbroken, call, number, error) for number in numbers]
     # Closing a folder that was only listed, or removing a file that is not there, may fail unnoticed.
     assert any(minded)
+    figure(
+        "B3",
+        f"{error} at each of {len(minded)} calls of {call}: told in a line, and the bytes of an unbroken run after it",
+    )
 
 
 @needs_strace
