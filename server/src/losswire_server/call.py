@@ -237,9 +237,7 @@ class Call:
             DeadlinePassedError: if its deadline, or the default one, passed meanwhile.
         """
         if not self.reservation.try_resize(held_bytes + MESSAGE_BYTES):
-            asked_at = time.monotonic()
-            await self.reservation.resize(held_bytes + MESSAGE_BYTES)
-            self._admit_s += time.monotonic() - asked_at
+            await self._be_admitted(held_bytes + MESSAGE_BYTES)
         with self._in_time(self._waited_s) as wait:
             message = await self._context.read()
         if message is grpc.aio.EOF:
@@ -288,7 +286,12 @@ class Call:
             OverloadedError: if no room for them came free in time.
         """
         if byte_count > self.reservation.byte_count:
-            await self.reservation.resize(byte_count)
+            await self._be_admitted(byte_count)
+
+    async def _be_admitted(self, byte_count: int) -> None:
+        asked_at = time.monotonic()
+        await self.reservation.resize(byte_count)
+        self._admit_s += time.monotonic() - asked_at
 
     async def send(self, message: bytes) -> None:
         """Write a message of a stream.
