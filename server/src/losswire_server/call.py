@@ -30,6 +30,7 @@ from losswire_server.errors import (
 )
 from losswire_server.health import SERVICE
 from losswire_server.identity.gate import Gate, Identity
+from losswire_server.losses.faults import Fault, fault_of
 from losswire_server.metrics import Exemplar, Metrics
 from losswire_server.stalls import Stalls
 from losswire_server.tasks import Caller
@@ -333,28 +334,23 @@ class Call:
         lobby = self.lobby
         lobby.inflight += 1
         try:
-            if lobby.tracing is not None:
-                metadata = self._context.invocation_metadata()
-                self.trace = lobby.tracing.begin(self.method, metadata, self._arrived_at)
-            return await self._work(behaviour)
-        except ServiceError as error:
-            code = error.code
-            await self._abort(error)
-        except asyncio.CancelledError:
-            # The caller left, or its deadline passed, which gRPC tells it; here, too, that is how the call ends.
-            passed = self.caller.deadline <= time.monotonic()
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if passed else grpc.StatusCode.CANCELLED
-            raise
-        except MemoryError:
-            # The machine's, for now: this call lets go of what it holds, and another server may have room.
-            refusal = OverloadedError(OUT_OF_MEMORY_RETRY_S, NO_MEMORY)
+            try:
+                if lobby.tracing is not None:
+                    metadata = self._context.invocation_metadata()
+                    self.trace = lobby.tracing.begin(self.method, metadata, self._arrived_at)
+                return await self._work(behaviour)
+            except ServiceError as error:
+                refusal: ServiceError = error
+            except asyncio.CancelledError:
+                # The caller left, or its deadline passed, which gRPC tells it; here, too, that is how the call ends.
+                passed = self.caller.deadline <= time.monotonic()
+                code = grpc.StatusCode.DEADLINE_EXCEEDED if passed else grpc.StatusCode.CANCELLED
+                raise
+            except Exception as error:
+                refusal = self._explain(error)
+            # Not before the handlers are left, or what they handle would be kept as well.
             code = refusal.code
-            _log.warning("out of memory", method=self.method, request_id=self.caller.request_id)
             await self._abort(refusal)
-        except Exception:
-            code = grpc.StatusCode.INTERNAL
-            _log.exception("call failed", method=self.method, request_id=self.caller.request_id)
-            await self._abort(InternalError(self.caller.request_id))
         finally:
             self.caller.gone = True
             self.reservation.let_go()
@@ -388,8 +384,21 @@ class Call:
         finally:
             lobby.working.discard(task)
 
+    def _explain(self, error: Exception) -> ServiceError:
+        """What the caller is told of the error being handled, none of the service's own; the log has the rest."""
+        request_id = self.caller.request_id
+        if fault_of(error) is Fault.OUT_OF_MEMORY:
+            # The machine's, for now: this call lets go of what it holds, and another server may have room.
+            _log.warning("out of memory", method=self.method, request_id=request_id)
+            return OverloadedError(OUT_OF_MEMORY_RETRY_S, NO_MEMORY)
+        _log.exception("call failed", method=self.method, request_id=request_id)
+        return InternalError(request_id)
+
     async def _abort(self, error: ServiceError) -> NoReturn:
         self._metrics.refused(error.rejection)
+        # gRPC keeps what it raises to end a call, and what can be reached from there, until Python looks for cycles.
+        # The frames that raised this error have the message that the call read, whose bytes go back to the budget now.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
         try:
             async with asyncio.timeout(ABORT_TIMEOUT_S):
                 await self._context.abort(error.code, error.details, error.trailing_metadata)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import losswire_server
+from losswire_server.allocator import share_one_heap
 from losswire_server.signals import end_at_once, ignore_from_now_on
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # Before libraries begin threads.
+    share_one_heap()
     end_at_once()
     from losswire_server.versions import VersionError, check_versions
 

@@ -24,6 +24,9 @@ GOOD = EvaluateRequest(logits=tensor(LOGITS), class_indices=tensor(np.arange(8) 
 BAD = EvaluateRequest(logits=tensor(LOGITS), class_indices=tensor(np.arange(8))).SerializeToString()
 MAX_LEFT_BYTES = 64 * 1024
 """Of all calls together: less than the smallest object for each would take."""
+REFUSED_STREAM = "RST_STREAM with error code 7"
+"""Calls that were left count towards the connection's 64 until the server is done with them. gRPC refuses what comes
+beyond, before it has begun: nothing of it was done, and it may be sent again."""
 
 Figure = Callable[[str, str], None]
 
@@ -50,11 +53,13 @@ class Caller:
         self._fails(lambda: list(self._stream(iter((HEADER, TARGET)), timeout=30)), grpc.StatusCode.INVALID_ARGUMENT)
 
     def cancelled(self) -> None:
-        """The caller leaves in the middle."""
+        """The caller leaves in the middle, unless gRPC refused the call before it could."""
         with self._unfinished() as frames:
             call = self._stream(frames, timeout=30)
-            call.cancel()
-            self._fails(lambda: list(call), grpc.StatusCode.CANCELLED)
+            if call.cancel():
+                self._fails(lambda: list(call), grpc.StatusCode.CANCELLED)
+            else:
+                self._fails(lambda: list(call), grpc.StatusCode.UNAVAILABLE, REFUSED_STREAM)
 
     def expired(self) -> None:
         """Its deadline passes while its target is awaited."""
@@ -73,10 +78,11 @@ class Caller:
         yield frames()
         ended.set()
 
-    def _fails(self, call: Callable[[], object], code: grpc.StatusCode) -> None:
+    def _fails(self, call: Callable[[], object], code: grpc.StatusCode, details: str = "") -> None:
         with pytest.raises(grpc.RpcError) as caught:
             call()
         assert caught.value.code() is code
+        assert details in (caught.value.details() or "")
 
 
 OUTCOMES = [Caller.answered, Caller.refused, Caller.incomplete, Caller.cancelled, Caller.expired]

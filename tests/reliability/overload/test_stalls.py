@@ -50,7 +50,7 @@ def stall(connection: Http2) -> None:
     connection.send(connection.begin(), STALLED, timeout_s=1.5)
 
 
-@pytest.mark.parametrize("count", [48, pytest.param(1000, marks=[pytest.mark.full, pytest.mark.timeout(280)])])
+@pytest.mark.parametrize("count", [300, pytest.param(1000, marks=[pytest.mark.full, pytest.mark.timeout(280)])])
 def test_bodies_that_stall_cost_no_more_than_the_budget_and_others_are_served(
     small_server: RunningServer, count: int, figure: Callable[[str, str], None]
 ) -> None:

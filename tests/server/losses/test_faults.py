@@ -48,6 +48,13 @@ BUGS = [
 ]
 
 
+def test_what_pytorch_says_where_the_host_has_no_memory_is_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+
+    assert fault_of(caught.value) is Fault.OUT_OF_MEMORY
+
+
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
 def test_what_does_not_fit_is_out_of_memory(error: Exception) -> None:
     assert fault_of(error) is Fault.OUT_OF_MEMORY

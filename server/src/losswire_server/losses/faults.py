@@ -4,7 +4,8 @@ CUDA tells most of its errors asynchronously, and after some of them ("sticky" o
 fails too: only a new process can use the device again. PyTorch raises `torch.OutOfMemoryError` where its allocator
 finds no memory, and `torch.AcceleratorError`, in a message that begins with "CUDA error: ", for what CUDA returns;
 Triton's launcher raises `RuntimeError`s that begin with "Triton Error [CUDA]: ". Both continue in CUDA's own words for
-the error (cudaGetErrorString, cuGetErrorString).
+the error (cudaGetErrorString, cuGetErrorString). For the host's memory PyTorch has no exception of its own, but a
+`RuntimeError` that names its allocator.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _PREFIXES: Final = ("CUDA error: ", "Triton Error [CUDA]: ")
 
 _NO_MEMORY: Final = "out of memory"
 
+_NO_HOST_MEMORY: Final = "DefaultCPUAllocator: can't allocate memory"
+
 # What CUDA says before it launches anything, after which the device works on. A request that brings it about would else
 # end one server after the other, as its client takes it from each to the next.
 _REFUSED_LAUNCHES: Final = (
@@ -47,6 +50,8 @@ _REFUSED_LAUNCHES: Final = (
 def fault_of(error: Exception) -> Fault:
     """What a failure of a backend says of its device. What CUDA says and is not known to pass counts as lost."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return Fault.OUT_OF_MEMORY
+    if isinstance(error, RuntimeError) and _NO_HOST_MEMORY in str(error):
         return Fault.OUT_OF_MEMORY
     words = _words_of_cuda(error)
     if words is None:

@@ -12,6 +12,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Final
 
+from losswire_server.allocator import share_one_heap
 from losswire_server.processes.link import Report, collect, decode_settings, encode
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ def main() -> int:
 
     Where the device is lost the process ends here, as `device_loss` has it.
     """
+    # Before the link has its thread.
+    share_one_heap()
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     from losswire_server.config import Config
     from losswire_server.logs import configure_logs
