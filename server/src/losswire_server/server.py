@@ -227,6 +227,7 @@ class Server:
 
             def read_identity() -> Collection[Path]:
                 self._lobby.gate, paths = read_gate(path, self.config)
+                self._weights.forget_all_but(self._lobby.gate.settings.tenant_names)
                 return paths
 
             self._files.add("identity", read_identity)

@@ -29,7 +29,7 @@ from losswire_server.run import Run
 from losswire_server.run_counters import RunSums, is_countable
 from losswire_server.tracing import Evaluated
 from losswire_server.validation import check_request, check_stored_tensor
-from losswire_server.weights import WeightStore
+from losswire_server.weights import TenantWeights, WeightStore
 from losswire_server.whole import WholeEvaluation
 
 MAX_OUTSTANDING_JOBS: Final = 4
@@ -82,7 +82,7 @@ class Servicer:
         else:
             request = self._learn(self._known, message, decode_request(memoryview(message)))
         self._check_reply_fits(request.plan)
-        run = Run(call, self._engine, WholeEvaluation(request, self._weights))
+        run = Run(call, self._engine, WholeEvaluation(request, self._weights.of(call.tenant)))
         totals = await self._finish(run)
         reply = self._replies.response(run.evaluation, totals, run.seconds)
         run.observe("message", totals)
@@ -133,7 +133,7 @@ class Servicer:
             self._observe(call, "session", kind.plan, *result)
             await call.send(self._replies.result_frame(*result))
             return
-        if (evaluation := self._begin(kind, message)) is None:
+        if (evaluation := self._begin(kind, message, self._weights.of(call.tenant))) is None:
             return
         run = Run(call, self._engine, evaluation)
         outputs = replies.OutputFrames(evaluation)
@@ -145,17 +145,17 @@ class Servicer:
             await call.send(reply)
         run.observe("stream" if isinstance(evaluation, FramedEvaluation) else "session", totals)
 
-    def _begin(self, kind: Kind | None, message: bytes) -> Evaluation | None:
+    def _begin(self, kind: Kind | None, message: bytes, weights: TenantWeights) -> Evaluation | None:
         """The evaluation that the first frame of a stream begins; None for an empty chunk, which may stand anywhere."""
         if kind is not None:
-            return WholeEvaluation(kind.request(message), self._weights)
+            return WholeEvaluation(kind.request(message), weights)
         request = decode_first_frame(memoryview(message))
         if request is None:
             return None
         if request.is_whole:
-            return WholeEvaluation(self._learn(self._known_frames, message, request), self._weights)
+            return WholeEvaluation(self._learn(self._known_frames, message, request), weights)
         self._lobby.metrics.runs.check(request.run)
-        return FramedEvaluation(check_request(request), self._weights, self._lobby.config.max_evaluation_bytes)
+        return FramedEvaluation(check_request(request), weights, self._lobby.config.max_evaluation_bytes)
 
     async def _finish(self, run: Run) -> Totals:
         """Evaluate what has come, all of it by now."""
@@ -190,7 +190,7 @@ class Servicer:
     async def _put_tensor(self, call: Call) -> bytes:
         message = await call.receive() or b""
         digest, weight = check_stored_tensor(decode_put_tensor(memoryview(message)))
-        self._weights.require(digest, weight)
+        self._weights.of(call.tenant).require(digest, weight)
         return PutTensorResponse(digest=digest).SerializeToString()
 
     async def _get_info(self, call: Call) -> bytes:

@@ -195,6 +195,11 @@ class IdentitySettings(_Part):
         """The SPIFFE IDs and DNS names of members."""
         return [name for each in self.tenants for member in each.members if (name := member.spiffe or member.dns)]
 
+    @property
+    def tenant_names(self) -> frozenset[str]:
+        """The names of all tenants, that of the default one included."""
+        return frozenset((*(each.name for each in self.tenants), EVERYONE.name))
+
     def shares_of(self, proof: Proof) -> tuple[Tenant, frozenset[Scope]] | None:
         """The tenant of a caller, and what the caller may; None for one whom nobody has."""
         for each in self.tenants:

@@ -1,0 +1,165 @@
+"""What tenants of one server share, and what they do not."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from identities import hash_of
+from raw_calls import SERVICE, failure_of, tensor
+from servers import RunningServer, start_server
+
+from losswire.v1 import (
+    DataType,
+    EvaluateHeader,
+    EvaluateRequest,
+    EvaluateStreamRequest,
+    PutTensorRequest,
+    TensorHeader,
+)
+from losswire.v1.tensor_format import tensor_digest
+from losswire.watch.scrape import metrics_url, scrape
+
+CLASSES = 1000
+STORED_BYTES = 100_000
+"""Room for some 20 weights of so many classes."""
+
+WAIT_S = 60
+
+WAYS = ("Evaluate", "a frame", "frames")
+
+TOKENS = {name: name * 40 for name in ("a", "b")}
+
+RULES = """
+[[tenants]]
+name = "{name}"
+members = [{{ token = "{name}" }}]
+{more}
+[[tokens]]
+name = "{name}"
+sha256 = "{hash}"
+"""
+
+
+def announced(array: np.ndarray) -> TensorHeader:
+    """A tensor that follows in frames."""
+    whole = tensor(array)
+    return TensorHeader(shape=whole.shape, dtype=whole.dtype)
+
+
+def write_rules(folder: Path, **more: str) -> Path:
+    """Write an identity file with these tenants, each known by its token; what each has besides."""
+    path = folder / "identity.toml"
+    rules = (RULES.format(name=name, more=text, hash=hash_of(TOKENS[name])) for name, text in more.items())
+    path.write_text("".join(rules))
+    return path
+
+
+@dataclass
+class Shared:
+    """A server of two tenants."""
+
+    running: RunningServer
+    channel: grpc.Channel
+
+    def call(self, tenant: str, method: str, *messages: Any) -> None:
+        """Call a method as somebody of a tenant."""
+        metadata = (("authorization", f"Bearer {TOKENS[tenant]}"),)
+        call: Any = self.channel.stream_stream(f"{SERVICE}/{method}")
+        list(call(iter([each.SerializeToString() for each in messages]), timeout=30, metadata=metadata))
+
+    def evaluate(self, tenant: str, way: str = "Evaluate", **fields: Any) -> None:
+        """Evaluate a row of `CLASSES`, in one of the `WAYS`."""
+        logits, target = np.zeros((1, CLASSES), np.float32), np.zeros(1, np.int64)
+        request = EvaluateRequest(logits=tensor(logits), class_indices=tensor(target), **fields)
+        header = EvaluateHeader(logits=announced(logits), class_indices=announced(target), **fields)
+        if way == "Evaluate":
+            self.call(tenant, way, request)
+        elif way == "a frame":
+            self.call(tenant, "EvaluateStream", EvaluateStreamRequest(request=request))
+        else:
+            self.call(
+                tenant,
+                "EvaluateStream",
+                EvaluateStreamRequest(header=header),
+                EvaluateStreamRequest(target=target.tobytes()),
+                EvaluateStreamRequest(logits=logits.tobytes()),
+            )
+
+    def store(self, tenant: str, value: float) -> bytes:
+        """Store a class weight; its digest."""
+        weight = np.full(CLASSES, value, np.float32)
+        self.call(tenant, "PutTensor", PutTensorRequest(tensor=tensor(weight)))
+        return tensor_digest((CLASSES,), DataType.DATA_TYPE_FLOAT32, memoryview(weight.tobytes()))
+
+    def finds(self, tenant: str, digest: bytes) -> bool:
+        """Whether a tenant's request may name a class weight."""
+        try:
+            self.evaluate(tenant, weight_digest=digest)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            return False
+        return True
+
+    def replace_rules(self, **more: str) -> None:
+        """Write the identity file anew, as `write_rules`, and wait until it is in force."""
+        before = self.metric("losswire_file_reloads_total", setting="identity", outcome="read")
+        write_rules(self.running.log.parent, **more)
+        deadline = time.monotonic() + WAIT_S
+        while self.metric("losswire_file_reloads_total", setting="identity", outcome="read") == before:
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.02)
+
+    def metric(self, name: str, **labels: str) -> list[float]:
+        """The series of the server's metrics that have these labels."""
+        return [value for _, value in scrape(metrics_url(self.running.metrics_address), 30).each(name, **labels)]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    folder = tmp_path_factory.mktemp("shared")
+    rules = write_rules(folder, a="", b="")
+    running = start_server(folder, f"--identity={rules}", f"--max-stored-bytes={STORED_BYTES}")
+    with grpc.insecure_channel(running.address) as channel:
+        yield Shared(running, channel)
+    assert running.stop() == 0, running.log.read_text()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_class_weight_is_found_by_the_tenant_that_stored_it_and_not_told_to_another(shared: Shared, way: str) -> None:
+    digest, absent = shared.store("a", float(WAYS.index(way))), bytes(32)
+    shared.evaluate("a", way, weight_digest=digest)
+    told = failure_of(partial(shared.evaluate, "b", way, weight_digest=digest))
+    of_nothing = failure_of(partial(shared.evaluate, "b", way, weight_digest=absent))
+    assert told.info.reason == "TENSOR_NOT_FOUND"
+    # Who asks for what another has is told what is told of nothing at all.
+    assert told.message.replace(digest.hex(), absent.hex()) == of_nothing.message
+    assert shared.store("b", float(WAYS.index(way))) == digest
+    shared.evaluate("b", way, weight_digest=digest)
+
+
+def test_a_tenant_that_stores_without_end_costs_another_none_of_its_weights(shared: Shared) -> None:
+    mine = [shared.store("b", 2.0 + number) for number in range(5)]
+    theirs = [shared.store("a", 100.0 + number) for number in range(100)]
+    assert all(shared.finds("b", digest) for digest in mine)
+    assert sum(shared.finds("a", digest) for digest in theirs) in range(5, 16)
+    assert 0 < shared.metric("losswire_stored_bytes")[0] <= STORED_BYTES
+
+
+def test_a_tenant_that_the_file_has_no_more_leaves_no_weights(shared: Shared) -> None:
+    assert shared.finds("a", shared.store("a", 0.25))
+    kept = shared.store("b", 0.25)
+    shared.replace_rules(b="")
+    assert shared.finds("b", kept)
+    shared.replace_rules(a="", b="")
+    assert not shared.finds("a", kept)
+    assert shared.finds("b", kept)
