@@ -34,17 +34,19 @@ STORED_BYTES = 100_000
 
 WAIT_S = 60
 
+BATCH = np.zeros((1, CLASSES), np.float32), np.zeros(1, np.int64)
+
 WAYS = ("Evaluate", "a frame", "frames")
 
 TOKENS = {name: name * 40 for name in ("a", "b")}
 
 RULES = """
 [[tenants]]
-name = "{name}"
-members = [{{ token = "{name}" }}]
-{more}
+name = "{tenant}"
+members = [{{ token = "{token}" }}]
+
 [[tokens]]
-name = "{name}"
+name = "{token}"
 sha256 = "{hash}"
 """
 
@@ -55,10 +57,16 @@ def announced(array: np.ndarray) -> TensorHeader:
     return TensorHeader(shape=whole.shape, dtype=whole.dtype)
 
 
-def write_rules(folder: Path, **more: str) -> Path:
-    """Write an identity file with these tenants, each known by its token; what each has besides."""
+def request_of(**fields: Any) -> EvaluateRequest:
+    """A request for `BATCH`."""
+    logits, target = BATCH
+    return EvaluateRequest(logits=tensor(logits), class_indices=tensor(target), **fields)
+
+
+def write_rules(folder: Path, **tenants: str) -> Path:
+    """Write an identity file: whoever has these tokens, and the tenant that each belongs to."""
     path = folder / "identity.toml"
-    rules = (RULES.format(name=name, more=text, hash=hash_of(TOKENS[name])) for name, text in more.items())
+    rules = (RULES.format(token=token, tenant=tenant, hash=hash_of(TOKENS[token])) for token, tenant in tenants.items())
     path.write_text("".join(rules))
     return path
 
@@ -77,9 +85,9 @@ class Shared:
         list(call(iter([each.SerializeToString() for each in messages]), timeout=30, metadata=metadata))
 
     def evaluate(self, tenant: str, way: str = "Evaluate", **fields: Any) -> None:
-        """Evaluate a row of `CLASSES`, in one of the `WAYS`."""
-        logits, target = np.zeros((1, CLASSES), np.float32), np.zeros(1, np.int64)
-        request = EvaluateRequest(logits=tensor(logits), class_indices=tensor(target), **fields)
+        """Evaluate `BATCH`, in one of the `WAYS`."""
+        logits, target = BATCH
+        request = request_of(**fields)
         header = EvaluateHeader(logits=announced(logits), class_indices=announced(target), **fields)
         if way == "Evaluate":
             self.call(tenant, way, request)
@@ -110,10 +118,10 @@ class Shared:
             return False
         return True
 
-    def replace_rules(self, **more: str) -> None:
+    def replace_rules(self, **tenants: str) -> None:
         """Write the identity file anew, as `write_rules`, and wait until it is in force."""
         before = self.metric("losswire_file_reloads_total", setting="identity", outcome="read")
-        write_rules(self.running.log.parent, **more)
+        write_rules(self.running.log.parent, **tenants)
         deadline = time.monotonic() + WAIT_S
         while self.metric("losswire_file_reloads_total", setting="identity", outcome="read") == before:
             assert time.monotonic() < deadline
@@ -127,7 +135,7 @@ class Shared:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     folder = tmp_path_factory.mktemp("shared")
-    rules = write_rules(folder, a="", b="")
+    rules = write_rules(folder, a="a", b="b")
     running = start_server(folder, f"--identity={rules}", f"--max-stored-bytes={STORED_BYTES}")
     with grpc.insecure_channel(running.address) as channel:
         yield Shared(running, channel)
@@ -158,8 +166,28 @@ def test_a_tenant_that_stores_without_end_costs_another_none_of_its_weights(shar
 def test_a_tenant_that_the_file_has_no_more_leaves_no_weights(shared: Shared) -> None:
     assert shared.finds("a", shared.store("a", 0.25))
     kept = shared.store("b", 0.25)
-    shared.replace_rules(b="")
+    shared.replace_rules(b="b")
     assert shared.finds("b", kept)
-    shared.replace_rules(a="", b="")
+    shared.replace_rules(a="a", b="b")
     assert not shared.finds("a", kept)
     assert shared.finds("b", kept)
+
+
+def test_a_stream_whose_caller_gets_another_tenant_goes_on_as_that_tenants(shared: Shared) -> None:
+    go_on, stored = threading.Event(), list[bytes]()
+
+    def frames() -> Iterator[bytes]:
+        yield EvaluateStreamRequest(request=request_of()).SerializeToString()
+        assert go_on.wait(WAIT_S)
+        yield EvaluateStreamRequest(request=request_of(weight_digest=stored[0])).SerializeToString()
+
+    stream: Any = shared.channel.stream_stream(f"{SERVICE}/EvaluateStream")
+    replies = stream(frames(), timeout=WAIT_S, metadata=(("authorization", f"Bearer {TOKENS['a']}"),))
+    assert next(replies)
+    shared.replace_rules(a="c", b="b")
+    # By another call, which is the new tenant's from its beginning.
+    stored.append(shared.store("a", 0.125))
+    go_on.set()
+    assert next(replies)
+    replies.cancel()
+    shared.replace_rules(a="a", b="b")

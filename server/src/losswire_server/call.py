@@ -123,7 +123,7 @@ class Call:
 
     Attributes:
         caller: Who waits for it, and until when.
-        tenant: Whose share of the server it takes, from its beginning to its end.
+        tenant: Whose share of the server it takes.
         reservation: The bytes that it holds.
         began_at: When the current evaluation began: the call arrived, or its first frame after another one came.
         trace: Its span; None where it is not traced.
@@ -151,7 +151,7 @@ class Call:
 
     @property
     def tenant(self) -> Tenant:
-        """Whose it is. Set, if at all, before anything is read."""
+        """Whose it is. Set before anything is read, and between the evaluations of a stream where the rules changed."""
         return self.caller.tenant
 
     @tenant.setter
@@ -185,7 +185,7 @@ class Call:
             return
         began = self._identity is None
         self._identity = gate.identify(f"/{SERVICE}/{self.method}", self._context)
-        if began:
+        if began or self._identity.tenant != self.tenant:
             self.tenant = self._identity.tenant
 
     def take_admit_s(self) -> float:
