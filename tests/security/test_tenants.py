@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from identities import hash_of
 from raw_calls import SERVICE, failure_of, tensor
 from servers import RunningServer, start_server
@@ -136,7 +137,7 @@ class Shared:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     folder = tmp_path_factory.mktemp("shared")
     rules = write_rules(folder, a="a", b="b")
-    running = start_server(folder, f"--identity={rules}", f"--max-stored-bytes={STORED_BYTES}")
+    running = start_server(folder, f"--identity={rules}", f"--max-stored-bytes={STORED_BYTES}", "--reflection")
     with grpc.insecure_channel(running.address) as channel:
         yield Shared(running, channel)
     assert running.stop() == 0, running.log.read_text()
@@ -190,4 +191,23 @@ def test_a_stream_whose_caller_gets_another_tenant_goes_on_as_that_tenants(share
     go_on.set()
     assert next(replies)
     replies.cancel()
+    shared.replace_rules(a="a", b="b")
+
+
+def test_a_stream_of_reflection_is_asked_again_before_each_answer(shared: Shared) -> None:
+    go_on = threading.Event()
+    question = reflection_pb2.ServerReflectionRequest(list_services="")
+
+    def questions() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        yield question
+        assert go_on.wait(WAIT_S)
+        yield question
+
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(shared.channel)
+    metadata = (("authorization", f"Bearer {TOKENS['a']}"),)
+    answers = stub.ServerReflectionInfo(questions(), timeout=WAIT_S, metadata=metadata)
+    assert next(answers)
+    shared.replace_rules(b="b")
+    go_on.set()
+    assert failure_of(partial(next, answers)).code is grpc.StatusCode.UNAUTHENTICATED
     shared.replace_rules(a="a", b="b")
