@@ -33,6 +33,8 @@ CLASSES = 1000
 STORED_BYTES = 100_000
 """Room for some 20 weights of so many classes."""
 
+MAX_RUNS = 8
+
 WAIT_S = 60
 
 BATCH = np.zeros((1, CLASSES), np.float32), np.zeros(1, np.int64)
@@ -45,6 +47,7 @@ RULES = """
 [[tenants]]
 name = "{tenant}"
 members = [{{ token = "{token}" }}]
+runs = ["{tenant}/*"]
 
 [[tokens]]
 name = "{token}"
@@ -119,6 +122,11 @@ class Shared:
             return False
         return True
 
+    def runs(self) -> set[str]:
+        """The runs that have counters of their own, and "other"."""
+        found = scrape(metrics_url(self.running.metrics_address), 30)
+        return {labels["run"] for labels, _ in found.each("losswire_loss_evaluations_total")}
+
     def replace_rules(self, **tenants: str) -> None:
         """Write the identity file anew, as `write_rules`, and wait until it is in force."""
         before = self.metric("losswire_file_reloads_total", setting="identity", outcome="read")
@@ -137,7 +145,8 @@ class Shared:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     folder = tmp_path_factory.mktemp("shared")
     rules = write_rules(folder, a="a", b="b")
-    running = start_server(folder, f"--identity={rules}", f"--max-stored-bytes={STORED_BYTES}", "--reflection")
+    bounds = f"--max-stored-bytes={STORED_BYTES}", f"--max-runs={MAX_RUNS}"
+    running = start_server(folder, f"--identity={rules}", "--reflection", *bounds)
     with grpc.insecure_channel(running.address) as channel:
         yield Shared(running, channel)
     assert running.stop() == 0, running.log.read_text()
@@ -211,3 +220,35 @@ def test_a_stream_of_reflection_is_asked_again_before_each_answer(shared: Shared
     go_on.set()
     assert failure_of(partial(next, answers)).code is grpc.StatusCode.UNAUTHENTICATED
     shared.replace_rules(a="a", b="b")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_is_counted_for_its_own_tenant_alone(shared: Shared, way: str) -> None:
+    for _ in range(2):
+        # The second is recognised, and not read anew; so would be the other tenant's.
+        shared.evaluate("a", way, run="a/prod")
+    before = shared.metric("losswire_loss_evaluations_total", run="a/prod")
+    failure = failure_of(lambda: shared.evaluate("b", way, run="a/prod"))
+    assert (failure.code, failure.info.reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED")
+    assert failure.message == "run is 'a/prod', which tenant b may not name; expected one of: b/*"
+    assert shared.metric("losswire_loss_evaluations_total", run="a/prod") == before
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_tenant_that_names_runs_without_end_leaves_others_theirs(shared: Shared, way: str) -> None:
+    for number in range(2 * MAX_RUNS):
+        shared.evaluate("a", way, run=f"a/{number}")
+    shared.evaluate("b", way, run=f"b/{WAYS.index(way)}")
+    runs = shared.runs()
+    assert len([run for run in runs if run.startswith("a/")]) == MAX_RUNS // 2
+    assert f"b/{WAYS.index(way)}" in runs
+
+
+def test_a_run_that_begins_with_a_request_that_is_recognised_is_its_tenants_too(shared: Shared) -> None:
+    for number in range(2 * MAX_RUNS):
+        right, wrong = request_of(run=f"a/new-{number}"), request_of(run=f"a/new-{number}")
+        wrong.class_indices.data = np.array([CLASSES]).tobytes()
+        # What is refused is known from then on, and begins no run.
+        assert failure_of(partial(shared.call, "a", "Evaluate", wrong)).info.reason == "LABEL_OUT_OF_RANGE"
+        shared.call("a", "Evaluate", right)
+    assert len([run for run in shared.runs() if run.startswith("a/")]) == MAX_RUNS // 2
