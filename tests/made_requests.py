@@ -18,8 +18,9 @@ from losswire_server.losses.job import Positions
 from losswire_server.losses.reference import Reference
 from losswire_server.plan import TORCH_DTYPES
 from losswire_server.requests import check_whole
+from losswire_server.tenants import EVERYONE
 from losswire_server.validation import check_request
-from losswire_server.weights import WeightStore
+from losswire_server.weights import TenantWeights, WeightStore
 from losswire_server.whole import WholeEvaluation
 
 WIRE_DTYPES = {dtype: number for number, dtype in TORCH_DTYPES.items()}
@@ -88,9 +89,14 @@ def request_of(
     )
 
 
-def begin(request: Request, max_bytes: int = MAX_BYTES, weights: WeightStore | None = None) -> FramedEvaluation:
+def no_weights() -> TenantWeights:
+    """A place for weights, with none in it."""
+    return WeightStore(MAX_BYTES).of(EVERYONE)
+
+
+def begin(request: Request, max_bytes: int = MAX_BYTES, weights: TenantWeights | None = None) -> FramedEvaluation:
     """The evaluation of a header, before its first byte."""
-    return FramedEvaluation(check_request(request), WeightStore(MAX_BYTES) if weights is None else weights, max_bytes)
+    return FramedEvaluation(check_request(request), weights or no_weights(), max_bytes)
 
 
 def evaluate_ready(evaluation: Evaluation) -> list[Positions]:
@@ -105,9 +111,9 @@ def evaluate_ready(evaluation: Evaluation) -> list[Positions]:
     return results
 
 
-def evaluate_whole(request: Request, weights: WeightStore | None = None) -> Evaluation:
+def evaluate_whole(request: Request, weights: TenantWeights | None = None) -> Evaluation:
     """The finished evaluation of a request that carries its tensors."""
-    evaluation = WholeEvaluation(check_whole(request), WeightStore(MAX_BYTES) if weights is None else weights)
+    evaluation = WholeEvaluation(check_whole(request), weights or no_weights())
     evaluate_ready(evaluation)
     return evaluation
 

@@ -17,6 +17,7 @@ from losswire_server.errors import ServiceError
 from losswire_server.framed import FramedEvaluation
 from losswire_server.frames import Request, decode_chunk, decode_first_frame, decode_put_tensor, decode_request
 from losswire_server.requests import check_whole
+from losswire_server.tenants import EVERYONE
 from losswire_server.validation import check_request, check_stored_tensor
 from losswire_server.weights import WeightStore
 from losswire_server.whole import WholeEvaluation
@@ -29,7 +30,7 @@ MAX_BYTES = 2**20
 
 
 def _evaluate(request: Request, rest: Iterator[memoryview]) -> None:
-    weights = WeightStore(MAX_BYTES)
+    weights = WeightStore(MAX_BYTES).of(EVERYONE)
     if request.is_whole:
         for _ in WholeEvaluation(check_whole(request), weights).jobs():
             pass

@@ -381,6 +381,33 @@ async def test_no_tenant_holds_more_than_its_largest_share_and_those_behind_it_d
 
 
 @in_loop
+async def test_what_is_held_for_another_tenant_from_now_on_counts_as_its_and_makes_room_for_the_first_ones() -> None:
+    budget = ByteBudget(4 * MESSAGE_BYTES, max_waiting=10, max_wait_s=FOR_EVER_S)
+    small, other = Tenant("small", max_share=0.5), Tenant("other", max_share=0.5)
+    held = [await reserve_for(budget, small, MESSAGE_BYTES) for _ in range(2)]
+    waiting = start(reserve_for(budget, small, 1))
+    await steps(STEPS_TO_REST)
+    assert not waiting.done()
+    held[0].belong_to(other)
+    await steps(STEPS_TO_REST)
+    assert waiting.done()
+    shares = budget.share_of(small), budget.share_of(other)
+    assert [share.used_bytes for share in shares] == [MESSAGE_BYTES + 1, MESSAGE_BYTES]
+    # Whatever that is of its share: who holds something is not turned out for it.
+    held[1].belong_to(other)
+    behind = start(reserve_for(budget, other, 1))
+    await steps(STEPS_TO_REST)
+    assert not behind.done()
+    held[0].let_go()
+    assert (await behind).byte_count == 1
+    assert budget.used_bytes == MESSAGE_BYTES + 2
+    for each in (held[1], waiting.result(), behind.result()):
+        each.let_go()
+    assert [share.used_bytes for share in shares] == [0, 0]
+    assert budget.used_bytes == 0
+
+
+@in_loop
 async def test_what_exceeds_a_tenants_share_is_too_large_and_says_whose_limit_it_is() -> None:
     budget = ByteBudget(TENANT_MIB * MIB, max_waiting=10, max_wait_s=FOR_EVER_S)
     with pytest.raises(TooLargeError, match="max_share of max_inflight_bytes is the tenant's limit"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
@@ -26,6 +27,9 @@ from losswire_server.errors import (
     QueueFullError,
     TooLargeError,
 )
+from losswire_server.identity.gate import Identity
+from losswire_server.identity.policy import ALL_SCOPES
+from losswire_server.tenants import Tenant
 
 A_MOMENT_S = 0.01
 FOR_EVER_S = 3600.0
@@ -182,6 +186,35 @@ def test_draining_in_the_very_step_in_which_an_idle_stream_times_out_is_no_error
         assert isinstance(ended, DrainingError | BodyTimeoutError)
 
     asyncio.run(main())
+
+
+class Rules:
+    """A gate that gives everyone one tenant."""
+
+    def __init__(self, tenant: Tenant) -> None:
+        self._tenant = tenant
+
+    def identify(self, path: str, context: object) -> Identity:
+        gate: Any = self
+        return Identity("someone", self._tenant, ALL_SCOPES, math.inf, gate)
+
+
+@in_loop
+async def test_the_next_evaluation_of_a_stream_takes_the_share_that_the_rules_give_its_caller_then() -> None:
+    lobby = make_lobby()
+    before, after = Tenant("before"), Tenant("after", weight=2.0)
+    shares = lobby.budget.share_of(before), lobby.budget.share_of(after)
+    call = make_call(lobby, FakeContext([b"abc", b"def"]), "EvaluateStream")
+    lobby.gate = Rules(before)  # type: ignore[assignment]
+    call.identify()
+    await call.receive()
+    lobby.gate = Rules(after)  # type: ignore[assignment]
+    assert await call.receive_between_evaluations()
+    assert (call.tenant, [share.used_bytes for share in shares]) == (before, [MESSAGE_BYTES, 0])
+    call.begin_evaluation()
+    assert (call.caller.tenant, [share.used_bytes for share in shares]) == (after, [0, MESSAGE_BYTES])
+    call.reservation.let_go()
+    assert (lobby.budget.used_bytes, shares[1].used_bytes) == (0, 0)
 
 
 # The end.

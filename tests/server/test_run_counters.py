@@ -8,9 +8,11 @@ import threading
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
-from losswire_server.errors import InvalidRequestError
+from losswire_server.errors import InvalidRequestError, PermissionDeniedError
 from losswire_server.run_counters import MAX_MAGNITUDE, OTHER, RunCounters, RunSums, is_countable
+from losswire_server.tenants import Tenant
 
 ONE = RunSums(loss_sum=2.0, weight_sum=1.0, counted=1, ignored=0)
 
@@ -71,6 +73,53 @@ def test_without_a_list_there_are_as_many_runs_as_allowed_and_the_rest_is_other(
     assert read(counters, "evaluations", OTHER) == 997
     counters.add("run-1", ONE)
     assert read(counters, "evaluations", "run-1") == 2
+
+
+def test_each_tenant_begins_no_more_runs_than_its_part_by_weight_and_leaves_the_others_theirs() -> None:
+    counters, a, b = RunCounters(max_runs=8), Tenant("a"), Tenant("b", weight=3.0)
+    counters.divide({"a": 1.0, "b": 3.0})
+    for number in range(100):
+        counters.add(f"a/{number}", ONE, a)
+    assert runs(counters) == {"a/0", "a/1", OTHER}
+    for number in range(100):
+        counters.add(f"b/{number}", ONE, b)
+    assert runs(counters) == {"a/0", "a/1", *(f"b/{number}" for number in range(6)), OTHER}
+    # What is begun may be counted by whoever may name it.
+    counters.add("a/1", ONE, b)
+    assert read(counters, "evaluations", "a/1") == 2
+    assert read(counters, "evaluations", OTHER) == 98 + 94
+
+
+def test_the_smallest_part_is_one_run_and_all_of_them_together_are_no_more_than_the_cap() -> None:
+    counters, tenants = RunCounters(max_runs=3), [Tenant(f"t{number}") for number in range(10)]
+    counters.divide({each.name: each.weight for each in tenants})
+    with capture_logs() as log:
+        for tenant in tenants * 2:
+            counters.add(f"{tenant.name}/1", ONE, tenant)
+            counters.add(f"{tenant.name}/2", ONE, tenant)
+    assert runs(counters) == {"t0/1", "t1/1", "t2/1", OTHER}
+    # Once of each tenant.
+    assert [each["tenant"] for each in log] == [each.name for each in tenants]
+
+
+def test_a_tenant_that_is_alone_begins_as_many_as_there_are() -> None:
+    counters = RunCounters(max_runs=3)
+    counters.divide({"a": 0.5})
+    for number in range(5):
+        counters.add(f"run-{number}", ONE, Tenant("a", weight=0.5))
+    assert runs(counters) == {"run-0", "run-1", "run-2", OTHER}
+
+
+def test_a_run_of_another_tenant_is_refused_and_only_ones_own_are_told() -> None:
+    counters = RunCounters(["secret/1", "mine/1", "nightly"])
+    tenant = Tenant("a", runs=("mine/*", "nightly"))
+    for run in ("mine/1", "nightly", "", None):
+        counters.check(run, tenant)
+    for run in ("secret/1", "secret/2", "mine", "nightly/1", "two words"):
+        with pytest.raises(PermissionDeniedError, match=r"tenant a may not name; expected one of: mine/\*, nightly$"):
+            counters.check(run, tenant)
+    with pytest.raises(PermissionDeniedError, match=r"expected one of: none$"):
+        counters.check("mine/1", Tenant("b", runs=()))
 
 
 def test_with_a_list_every_run_of_it_starts_at_0_whatever_the_cap_and_there_is_no_other() -> None:

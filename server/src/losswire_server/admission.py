@@ -141,6 +141,13 @@ class ByteBudget:
             self._admit_waiting()
         return True
 
+    def _move(self, byte_count: int, share: Share, other: Share) -> None:
+        """Count bytes that are held to another tenant."""
+        if byte_count:
+            share.used_bytes -= byte_count
+            other.used_bytes += byte_count
+            self._admit_waiting()
+
     async def _take(self, share: Share, before_bytes: int, after_bytes: int) -> None:
         tenant = share.tenant
         if self._waiting.count_of(tenant) >= max(self._max_waiting * tenant.max_share, min(self._max_waiting, 1)):
@@ -245,9 +252,10 @@ class Reservation:
         self.byte_count = byte_count
 
     def belong_to(self, tenant: Tenant) -> None:
-        """Count what is held, which is nothing as yet, to a tenant."""
-        assert not self.byte_count, "whose call it is is known before it holds anything"
-        self.share = self._budget.share_of(tenant)
+        """Count what is held to a tenant from now on, be it more than its largest share."""
+        share = self._budget.share_of(tenant)
+        self._budget._move(self.byte_count, self.share, share)
+        self.share = share
 
     def try_resize(self, byte_count: int) -> bool:
         """Hold `byte_count` bytes from now on if that needs no waiting; whether so. Returning some needs none."""

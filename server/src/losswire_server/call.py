@@ -55,6 +55,9 @@ OUT_OF_MEMORY_RETRY_S: Final = 1.0
 
 NO_MEMORY: Final = "the machine of this server has no memory left"
 
+_STREAMS: Final = ("EvaluateStream", "ServerReflectionInfo")
+"""Methods whose callers may have one thing after the other to ask on one stream."""
+
 _log = structlog.get_logger()
 
 
@@ -124,7 +127,7 @@ class Call:
 
     Attributes:
         caller: Who waits for it, and until when.
-        tenant: Whose share of the server it takes, from its beginning to its end.
+        tenant: Whose share of the server it takes.
         reservation: The bytes that it holds.
         began_at: When the current evaluation began: the call arrived, or its first frame after another one came.
         trace: Its span; None where it is not traced.
@@ -132,16 +135,18 @@ class Call:
         is_sending: Whether what it waits for, if for anything, is that its caller takes a message.
     """
 
-    def __init__(self, lobby: Lobby, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    def __init__(
+        self, lobby: Lobby, method: str, context: grpc.aio.ServicerContext[Any, Any], service: str = SERVICE
+    ) -> None:
         self.lobby = lobby
-        self.method = method
+        self.method, self.service = method, service
         self.caller = Caller(self._deadline(lobby.config, context))
         self.reservation = Reservation(lobby.budget, 0)
         self.began_at = time.monotonic()
         self.trace: CallTrace | None = None
         self.makes_room = self.is_sending = False
         # What it holds at least, from its first message on.
-        self._least_bytes = MESSAGE_BYTES if method == "EvaluateStream" else 0
+        self._least_bytes = MESSAGE_BYTES if method in _STREAMS else 0
         self._admit_s = 0.0
         # How long it has waited for its caller since messages brought `LEAST_BYTES`, and what they have brought.
         self._waited_s, self._brought_bytes = 0.0, 0
@@ -152,7 +157,7 @@ class Call:
 
     @property
     def tenant(self) -> Tenant:
-        """Whose it is. Set, if at all, before anything is read."""
+        """Whose it is. Set before anything is read, and between the evaluations of a stream where the rules changed."""
         return self.caller.tenant
 
     @tenant.setter
@@ -185,8 +190,8 @@ class Call:
         if gate is None or (self._identity is not None and self._identity.is_of(gate)):
             return
         began = self._identity is None
-        self._identity = gate.identify(f"/{SERVICE}/{self.method}", self._context)
-        if began:
+        self._identity = gate.identify(f"/{self.service}/{self.method}", self._context)
+        if began or self._identity.tenant != self.tenant:
             self.tenant = self._identity.tenant
 
     def take_admit_s(self) -> float:
@@ -277,7 +282,8 @@ class Call:
         return message
 
     def _count(self, counters: Mapping[str, Counter], message: bytes) -> None:
-        self._metrics.ledger.note(counters[self.method].inc, len(message))
+        if (counter := counters.get(self.method)) is not None:
+            self._metrics.ledger.note(counter.inc, len(message))
 
     async def hold(self, byte_count: int) -> None:
         """Reserve at least `byte_count` bytes for what the call holds.
@@ -337,7 +343,7 @@ class Call:
             try:
                 if lobby.tracing is not None:
                     metadata = self._context.invocation_metadata()
-                    self.trace = lobby.tracing.begin(self.method, metadata, self._arrived_at)
+                    self.trace = lobby.tracing.begin(self.method, metadata, self._arrived_at, self.service)
                 return await self._work(behaviour)
             except ServiceError as error:
                 refusal: ServiceError = error

@@ -22,7 +22,7 @@ from losswire_server.plan import TORCH_DTYPES, Plan, flat_tensor, parameters_of
 from losswire_server.receipt import Receipt
 from losswire_server.sizes import check_sample_fits
 from losswire_server.validation import check_probability_values, read_labels
-from losswire_server.weights import ReceivedWeight, WeightStore, stored_weight
+from losswire_server.weights import ReceivedWeight, TenantWeights, stored_weight
 
 
 class FramedEvaluation(Evaluation):
@@ -38,7 +38,7 @@ class FramedEvaluation(Evaluation):
         TooLargeError: if one sample needs more than `max_bytes` at once.
     """
 
-    def __init__(self, plan: Plan, weights: WeightStore, max_bytes: int) -> None:
+    def __init__(self, plan: Plan, weights: TenantWeights, max_bytes: int) -> None:
         super().__init__(plan)
         self._weights = weights
         self._max_bytes = max_bytes

@@ -24,6 +24,7 @@ from losswire_server.losses.job import Job, Positions
 from losswire_server.losses.pending import Outcome
 from losswire_server.requests import check_whole
 from losswire_server.run_counters import RunCounters
+from losswire_server.tenants import EVERYONE
 from losswire_server.validation import check_request, check_stored_tensor
 from losswire_server.weights import WeightStore
 from losswire_server.whole import WholeEvaluation
@@ -43,7 +44,7 @@ class InProcessServer:
         self._config = load_config(())
         device = open_device(self._config.device)
         self._backend = open_backend(self._config.backend, device)
-        self._weights = WeightStore(self._config.max_stored_bytes)
+        self._weights = WeightStore(self._config.max_stored_bytes).of(EVERYONE)
         self._runs = RunCounters(self._config.runs, self._config.max_runs)
         self._info = server_info(self._config, device, self._backend.name, self._backend.kernel)
         self._replies = replies.Replies(self._info.identity)

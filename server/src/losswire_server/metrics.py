@@ -235,7 +235,9 @@ class Metrics:
         self.stale_files = {setting: stale.labels(setting) for setting in FILES}
 
     def call_ended(self, method: str, code: str, duration_s: float, exemplar: Exemplar | None = None) -> None:
-        """Count a call by its status."""
+        """Count a call by its status, if it is of one of the `METHODS`: reflection evaluates nothing."""
+        if method not in self.request_duration:
+            return
         self.requests[method, code].inc()
         self.request_duration[method].observe(duration_s, exemplar)  # type: ignore[arg-type]
 

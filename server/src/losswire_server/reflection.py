@@ -1,4 +1,8 @@
-"""The service described to tools, through gRPC reflection, for callers who may ask what the server is."""
+"""The service described to tools, through gRPC reflection, for callers who may ask what the server is.
+
+gRPC's own servicer knows the answers. The stream that brings the questions is a call like any other: it is admitted,
+holds room for one message and no more, makes room for others while it idles, and ends when the server drains.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +10,52 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection
-from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
-from losswire_server.call import Lobby
-from losswire_server.errors import ServiceError
+from losswire.v1 import ErrorReason
+from losswire_server.call import Call, Lobby
+from losswire_server.errors import InvalidRequestError
 from losswire_server.health import SERVICE
 
-PATH: Final = f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"
+METHOD: Final = "ServerReflectionInfo"
+PATH: Final = f"/{reflection.SERVICE_NAME}/{METHOD}"
+
+MAX_QUESTION_BYTES: Final = 4096
+"""A question holds a name or two. The answer repeats it."""
 
 
 def reflection_methods(lobby: Lobby) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     """What a `grpc.aio` server registers, by path."""
     servicer = reflection.aio.ReflectionServicer((SERVICE, reflection.SERVICE_NAME))
 
-    async def describe(
-        requests: AsyncIterator[ServerReflectionRequest], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[ServerReflectionResponse]:
-        try:
-            if lobby.gate is not None:
-                lobby.gate.identify(PATH, context)
-        except ServiceError as error:
-            lobby.metrics.refused(error.reason_name)
-            await context.abort(error.code, error.details, error.trailing_metadata)
+    async def describe(call: Call) -> None:
         # An asynchronous generator, which its types take for a coroutine.
-        responses: Any = servicer.ServerReflectionInfo(requests, context)
-        async for response in responses:
-            yield response
+        answers: Any = servicer.ServerReflectionInfo(_questions(call), None)
+        async for answer in answers:
+            await call.send(answer.SerializeToString())
 
-    handler = grpc.stream_stream_rpc_method_handler(
-        describe,
-        request_deserializer=ServerReflectionRequest.FromString,
-        response_serializer=ServerReflectionResponse.SerializeToString,
-    )
-    return {PATH: handler}
+    async def serve(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        await Call(lobby, METHOD, context, reflection.SERVICE_NAME).run(describe)
+
+    return {PATH: grpc.stream_stream_rpc_method_handler(serve)}
+
+
+async def _questions(call: Call) -> AsyncIterator[ServerReflectionRequest]:
+    message = await call.receive()
+    while message is not None:
+        # The rules may have changed since the last one.
+        call.identify()
+        yield _read(message)
+        message = await call.receive_between_evaluations()
+
+
+def _read(message: bytes) -> ServerReflectionRequest:
+    reason = ErrorReason.ERROR_REASON_MALFORMED_MESSAGE
+    if len(message) > MAX_QUESTION_BYTES:
+        raise InvalidRequestError(reason, "question", f"{len(message)} bytes", f"at most {MAX_QUESTION_BYTES} bytes")
+    try:
+        return ServerReflectionRequest.FromString(message)
+    except DecodeError:
+        raise InvalidRequestError(reason, "question", "no message", "a ServerReflectionRequest") from None

@@ -98,7 +98,7 @@ class Run:
         self.seconds.reply = replied_at - max(self._received_at, self._finished_at)
         metrics.ledger.note(metrics.evaluated, self.seconds.by_stage(), totals, plan, transport, self.call.exemplar)
         if self._tally is not None:
-            metrics.ledger.note(metrics.runs.add, plan.run, self._tally.sums(totals))
+            metrics.ledger.note(metrics.runs.add, plan.run, self._tally.sums(totals), self.call.tenant)
         if trace is not None:
             trace.evaluated(Evaluated(transport, plan, totals, self._moments(replied_at)))
 

@@ -9,7 +9,8 @@ queries, docs/decisions/0014 the reasons.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from threading import Lock
 from typing import Final, NamedTuple
 
@@ -18,8 +19,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from losswire.v1 import ErrorReason
-from losswire_server.errors import InvalidRequestError
+from losswire_server.errors import InvalidRequestError, PermissionDeniedError
 from losswire_server.exact_sum import CompensatedSum
+from losswire_server.tenants import EVERYONE, Tenant
 
 OTHER: Final = "other"
 """Stands for all runs that have no counters of their own."""
@@ -76,8 +78,24 @@ def is_run_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and name != OTHER
 
 
+def check_owner(run: str | None, tenant: Tenant) -> None:
+    """Refuse a run that is not its caller's to name; None and "" are no run.
+
+    Raises:
+        PermissionDeniedError: if the tenant has other runs.
+    """
+    if run and not tenant.may_name(run):
+        allowed = ", ".join(tenant.runs or ()) or "none"
+        raise PermissionDeniedError(
+            f"run is {_quoted(run)}, which tenant {tenant.name} may not name; expected one of: {allowed}"
+        )
+
+
 class RunCounters(Collector):
     """The counters of every run, and which runs may have some. Safe to use from several threads.
+
+    Where tenants have been told of (`divide`), each begins no more than its part of `max_runs`, by weight, so that none
+    leaves nothing for the others.
 
     Args:
         allowed: The runs that requests may name; each has its counters from the start, at 0. Without any, all are
@@ -90,14 +108,25 @@ class RunCounters(Collector):
         self._allowed = frozenset(allowed)
         self._max_runs = max_runs
         self._counters = {name: _Counters() for name in (allowed or (OTHER,))}
+        self._weights: Mapping[str, float] = {}
+        # How many runs each tenant has begun, and those that were told that they have no more.
+        self._begun: Counter[str] = Counter()
+        self._told: set[str] = set()
         self._lock = Lock()
 
-    def check(self, run: str | None) -> None:
+    def divide(self, weights: Mapping[str, float]) -> None:
+        """Divide `max_runs` among tenants from now on: by their names, their weights."""
+        with self._lock:
+            self._weights = dict(weights)
+
+    def check(self, run: str | None, tenant: Tenant = EVERYONE) -> None:
         """Refuse a run that a request may not name; None and "" are no run.
 
         Raises:
+            PermissionDeniedError: as `check_owner`.
             InvalidRequestError: if it is no name, or not among those that are allowed.
         """
+        check_owner(run, tenant)
         if not run or run in self._allowed:
             return
         if not is_run_name(run):
@@ -105,12 +134,12 @@ class RunCounters(Collector):
         if self._allowed:
             raise _refused(run, f"one of the runs that this server counts: {', '.join(sorted(self._allowed))}")
 
-    def add(self, run: str, sums: RunSums) -> None:
-        """Count an evaluation that has its answer."""
+    def add(self, run: str, sums: RunSums, tenant: Tenant = EVERYONE) -> None:
+        """Count an evaluation that has its answer, for a caller of a tenant."""
         with self._lock:
             counters = self._counters.get(run)
             if counters is None:
-                counters = self._begin(run)
+                counters = self._begin(run, tenant.name)
             counters.add(sums)
 
     def collect(self) -> Iterable[Metric]:
@@ -122,13 +151,21 @@ class RunCounters(Collector):
                     families[name].add_metric((run, *labels), value)
         return families.values()
 
-    def _begin(self, run: str) -> _Counters:
-        if OTHER not in self._counters or len(self._counters) <= self._max_runs:  # "other" is one of them.
+    def _begin(self, run: str, tenant: str) -> _Counters:
+        most = self._part_of(tenant)
+        has_room = len(self._counters) <= self._max_runs and self._begun[tenant] < most  # "other" is one of them.
+        if OTHER not in self._counters or has_room:
+            self._begun[tenant] += 1
             return self._counters.setdefault(run, _Counters())
-        other = self._counters[OTHER]
-        if not other.evaluations:
-            _log.warning("runs from here on are counted as other", run=run, max_runs=self._max_runs)
-        return other
+        if tenant not in self._told:
+            self._told.add(tenant)
+            _log.warning("runs from here on are counted as other", run=run, tenant=tenant, max_runs=most)
+        return self._counters[OTHER]
+
+    def _part_of(self, tenant: str) -> int:
+        if tenant not in self._weights or not self._max_runs:
+            return self._max_runs
+        return max(1, int(self._max_runs * self._weights[tenant] / sum(self._weights.values())))
 
 
 _FAMILIES: Final = {
@@ -192,4 +229,8 @@ class _SignedSum:
 
 
 def _refused(run: str, accepted: str) -> InvalidRequestError:
-    return InvalidRequestError(ErrorReason.ERROR_REASON_OPTION_INVALID, "run", repr(run[:160]), accepted)
+    return InvalidRequestError(ErrorReason.ERROR_REASON_OPTION_INVALID, "run", _quoted(run), accepted)
+
+
+def _quoted(run: str) -> str:
+    return repr(run[:160])

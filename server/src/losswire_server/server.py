@@ -227,6 +227,9 @@ class Server:
 
             def read_identity() -> Collection[Path]:
                 self._lobby.gate, paths = read_gate(path, self.config)
+                tenants = self._lobby.gate.settings.tenant_weights
+                self._weights.forget_all_but(tenants)
+                self._metrics.runs.divide(tenants)
                 return paths
 
             self._files.add("identity", read_identity)

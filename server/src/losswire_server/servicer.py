@@ -26,7 +26,7 @@ from losswire_server.plan import Plan
 from losswire_server.replies import StageSeconds
 from losswire_server.requests import Kind, KnownRequests, WholeRequest
 from losswire_server.run import Run
-from losswire_server.run_counters import RunSums, is_countable
+from losswire_server.run_counters import RunSums, check_owner, is_countable
 from losswire_server.tracing import Evaluated
 from losswire_server.validation import check_request, check_stored_tensor
 from losswire_server.weights import WeightStore
@@ -72,7 +72,7 @@ class Servicer:
     async def _evaluate(self, call: Call) -> bytes:
         call.check_queue()
         message = await call.receive() or b""
-        kind = self._known.find(message)
+        kind = self._find(self._known, message, call)
         if kind is not None and (result := self._evaluate_in_place(call, kind, message)) is not None:
             reply = self._replies.short_response(*result)
             self._observe(call, "message", kind.plan, *result)
@@ -80,9 +80,9 @@ class Servicer:
         if kind is not None:
             request = kind.request(message)
         else:
-            request = self._learn(self._known, message, decode_request(memoryview(message)))
+            request = self._learn(self._known, message, decode_request(memoryview(message)), call)
         self._check_reply_fits(request.plan)
-        run = Run(call, self._engine, WholeEvaluation(request, self._weights))
+        run = Run(call, self._engine, WholeEvaluation(request, self._weights.of(call.tenant)))
         totals = await self._finish(run)
         reply = self._replies.response(run.evaluation, totals, run.seconds)
         run.observe("message", totals)
@@ -109,13 +109,21 @@ class Servicer:
         metrics.ledger.note(metrics.evaluated, seconds.by_stage(), totals, plan, transport, call.exemplar)
         if plan.run is not None:
             sums = RunSums(totals.loss_sum, totals.weight_sum, totals.counted, totals.ignored)
-            metrics.ledger.note(metrics.runs.add, plan.run, sums)
+            metrics.ledger.note(metrics.runs.add, plan.run, sums, call.tenant)
         if call.trace is not None:
             call.trace.evaluated(Evaluated(transport, plan, totals, seconds.in_a_row(call.began_at)))
 
-    def _learn(self, known: KnownRequests, message: bytes, request: Request) -> WholeRequest:
+    @staticmethod
+    def _find(known: KnownRequests, message: bytes, call: Call) -> Kind | None:
+        kind = known.find(message)
+        if kind is not None:
+            # It may have been learnt from another tenant.
+            check_owner(kind.plan.run, call.tenant)
+        return kind
+
+    def _learn(self, known: KnownRequests, message: bytes, request: Request, call: Call) -> WholeRequest:
         # Before its kind is remembered, for then it is not checked again.
-        self._lobby.metrics.runs.check(request.run)
+        self._lobby.metrics.runs.check(request.run, call.tenant)
         return known.learn(message, request)
 
     async def _evaluate_stream(self, call: Call) -> None:
@@ -127,13 +135,13 @@ class Servicer:
 
     async def _evaluate_from_stream(self, call: Call, message: bytes) -> None:
         call.begin_evaluation()
-        kind = self._known_frames.find(message)
+        kind = self._find(self._known_frames, message, call)
         if kind is not None and (result := self._evaluate_in_place(call, kind, message)) is not None:
             # Before the reply: a caller that has it may end the stream, and with it this, at once.
             self._observe(call, "session", kind.plan, *result)
             await call.send(self._replies.result_frame(*result))
             return
-        if (evaluation := self._begin(kind, message)) is None:
+        if (evaluation := self._begin(kind, message, call)) is None:
             return
         run = Run(call, self._engine, evaluation)
         outputs = replies.OutputFrames(evaluation)
@@ -145,17 +153,18 @@ class Servicer:
             await call.send(reply)
         run.observe("stream" if isinstance(evaluation, FramedEvaluation) else "session", totals)
 
-    def _begin(self, kind: Kind | None, message: bytes) -> Evaluation | None:
+    def _begin(self, kind: Kind | None, message: bytes, call: Call) -> Evaluation | None:
         """The evaluation that the first frame of a stream begins; None for an empty chunk, which may stand anywhere."""
+        weights = self._weights.of(call.tenant)
         if kind is not None:
-            return WholeEvaluation(kind.request(message), self._weights)
+            return WholeEvaluation(kind.request(message), weights)
         request = decode_first_frame(memoryview(message))
         if request is None:
             return None
         if request.is_whole:
-            return WholeEvaluation(self._learn(self._known_frames, message, request), self._weights)
-        self._lobby.metrics.runs.check(request.run)
-        return FramedEvaluation(check_request(request), self._weights, self._lobby.config.max_evaluation_bytes)
+            return WholeEvaluation(self._learn(self._known_frames, message, request, call), weights)
+        self._lobby.metrics.runs.check(request.run, call.tenant)
+        return FramedEvaluation(check_request(request), weights, self._lobby.config.max_evaluation_bytes)
 
     async def _finish(self, run: Run) -> Totals:
         """Evaluate what has come, all of it by now."""
@@ -196,7 +205,7 @@ class Servicer:
     async def _put_tensor(self, call: Call) -> bytes:
         message = await call.receive() or b""
         digest, weight = check_stored_tensor(decode_put_tensor(memoryview(message)))
-        self._weights.require(digest, weight)
+        self._weights.of(call.tenant).require(digest, weight)
         return PutTensorResponse(digest=digest).SerializeToString()
 
     async def _get_info(self, call: Call) -> bytes:

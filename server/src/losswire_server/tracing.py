@@ -76,7 +76,11 @@ class Tracing:
         self._extract = TraceContextTextMapPropagator().extract
 
     def begin(
-        self, method: str, metadata: Iterable[tuple[str, str | bytes]] | None, arrived_at: float
+        self,
+        method: str,
+        metadata: Iterable[tuple[str, str | bytes]] | None,
+        arrived_at: float,
+        service: str = SERVICE,
     ) -> CallTrace | None:
         """The trace of a call that arrives; None for one that is not traced.
 
@@ -84,15 +88,16 @@ class Tracing:
             method: Its method, such as "Evaluate".
             metadata: What the caller sent with it.
             arrived_at: When, in seconds of `time.monotonic`.
+            service: The service that has the method.
         """
         from opentelemetry.trace import SpanKind
 
         epoch_ns = time.time_ns() - time.monotonic_ns()
         span = self._tracer.start_span(
-            f"{SERVICE}/{method}",
+            f"{service}/{method}",
             context=self._extract({key: value for key, value in metadata or () if isinstance(value, str)}),
             kind=SpanKind.SERVER,
-            attributes={"rpc.system": "grpc", "rpc.service": SERVICE, "rpc.method": method},
+            attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
             start_time=_ns(arrived_at, epoch_ns),
         )
         return CallTrace(self._tracer, span, epoch_ns) if span.is_recording() else None

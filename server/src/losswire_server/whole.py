@@ -14,7 +14,7 @@ from losswire_server.plan import TORCH_DTYPES
 from losswire_server.requests import WholeRequest
 from losswire_server.sizes import check_positions_without_classes
 from losswire_server.validation import check_probability_values, read_labels
-from losswire_server.weights import WeightStore, received_weight, stored_weight
+from losswire_server.weights import TenantWeights, received_weight, stored_weight
 
 
 class WholeEvaluation(Evaluation):
@@ -30,7 +30,7 @@ class WholeEvaluation(Evaluation):
         TooLargeError: if there are too many positions without a class.
     """
 
-    def __init__(self, request: WholeRequest, weights: WeightStore) -> None:
+    def __init__(self, request: WholeRequest, weights: TenantWeights) -> None:
         super().__init__(request.plan)
         self._job: Job | None = self._make_job(request, weights)
 
@@ -45,7 +45,7 @@ class WholeEvaluation(Evaluation):
             yield self._job
             self._job = None
 
-    def _make_job(self, request: WholeRequest, weights: WeightStore) -> Job:
+    def _make_job(self, request: WholeRequest, weights: TenantWeights) -> Job:
         plan, parameters = request.plan, request.parameters
         if request.weight is not None:
             parameters = replace(parameters, weight=received_weight(plan, request.weight, weights))

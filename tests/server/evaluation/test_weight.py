@@ -30,6 +30,7 @@ from losswire.v1.tensor_format import begin_digest
 from losswire_server import weights as weights_module
 from losswire_server.config import MIB
 from losswire_server.errors import InvalidRequestError, TensorNotFoundError
+from losswire_server.tenants import EVERYONE
 from losswire_server.weights import WeightStore
 
 NOTHING = ("weight", memoryview(b""))
@@ -71,7 +72,7 @@ def test_a_weight_that_was_not_announced_is_out_of_order() -> None:
 
 @pytest.mark.parametrize("whole", [False, True], ids=["frames", "request"])
 def test_a_weight_with_its_digest_is_kept_and_later_found_by_it(whole: bool) -> None:
-    weights = WeightStore(MIB)
+    weights = WeightStore(MIB).of(EVERYONE)
     if whole:
         request = replace(request_of(LOGITS, LABELS, WEIGHT), weight_digest=DIGEST)
         first = evaluate_whole(request, weights=weights)
@@ -84,7 +85,7 @@ def test_a_weight_with_its_digest_is_kept_and_later_found_by_it(whole: bool) -> 
 
 
 def test_a_weight_that_is_not_that_of_its_digest_is_refused_and_not_kept() -> None:
-    weights, wrong = WeightStore(MIB), bytes(32)
+    weights, wrong = WeightStore(MIB).of(EVERYONE), bytes(32)
     evaluation = begin(weighted_header(weight_digest=wrong), weights=weights)
     with pytest.raises(InvalidRequestError) as caught:
         evaluation.add(*WEIGHT_CHUNK)
@@ -107,7 +108,7 @@ def test_a_weight_is_hashed_as_it_comes_so_that_its_last_chunk_costs_no_more_tha
             self._digest.update(data)
 
     monkeypatch.setattr(weights_module, "begin_digest", Spy)
-    data, weights = tensor_bytes(WEIGHT), WeightStore(MIB)
+    data, weights = tensor_bytes(WEIGHT), WeightStore(MIB).of(EVERYONE)
     evaluation = begin(weighted_header(weight_digest=DIGEST), weights=weights)
     for start in range(0, len(data), 4):
         evaluation.add("weight", data[start : start + 4])
@@ -116,7 +117,7 @@ def test_a_weight_is_hashed_as_it_comes_so_that_its_last_chunk_costs_no_more_tha
 
 
 def test_a_digest_of_nothing_that_is_held_is_not_found_and_one_of_other_classes_does_not_fit() -> None:
-    weights = WeightStore(MIB)
+    weights = WeightStore(MIB).of(EVERYONE)
     request = replace(request_of(LOGITS, LABELS), weight_digest=DIGEST)
     with pytest.raises(TensorNotFoundError):
         begin(request, weights=weights)
@@ -127,7 +128,7 @@ def test_a_digest_of_nothing_that_is_held_is_not_found_and_one_of_other_classes_
 
 
 def test_a_kept_weight_outlives_its_message() -> None:
-    weights, message = WeightStore(MIB), bytearray(tensor_bytes(WEIGHT))
+    weights, message = WeightStore(MIB).of(EVERYONE), bytearray(tensor_bytes(WEIGHT))
     begin(weighted_header(weight_digest=DIGEST), weights=weights).add("weight", memoryview(message))
     message[:] = bytes(len(message))
     kept = weights.get(DIGEST)

@@ -126,6 +126,19 @@ def test_no_more_is_remembered_than_that(gate: Gate, issuer: TokenIssuer, monkey
         assert len(gate._known) <= 3
 
 
+def test_nobody_has_the_tokens_of_others_forgotten_by_showing_many_that_are_of_no_tenant(
+    gate: Gate, issuer: TokenIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "MAX_REMEMBERED", 3)
+    good: Any = Context(issuer.token())
+    identity = gate.identify(EVALUATE, good)
+    for number in range(10):
+        stranger: Any = Context(issuer.token(sub="stranger", jti=str(number)))
+        with pytest.raises(PermissionDeniedError):
+            gate.identify(EVALUATE, stranger)
+    assert gate.identify(EVALUATE, good) is identity
+
+
 def test_tokens_are_remembered_by_their_hashes_alone(gate: Gate, issuer: TokenIssuer) -> None:
     tokens = ["ci", issuer.token()]
     contexts: list[Any] = [Context(token) for token in tokens]

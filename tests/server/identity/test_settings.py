@@ -59,6 +59,12 @@ def mistakes(tmp_path: Path, text: str) -> list[str]:
         (TOKEN + TENANT + "max_share = 1.5", "tenants.0.max_share: 1.5 is refused: "),
         (TOKEN + TENANT + 'scopes = ["admin"]', "tenants.0.scopes"),
         (TOKEN + TENANT + "scopes = []", "tenants.0.scopes: "),
+        (
+            TOKEN + TENANT + 'runs = ["two words"]',
+            "tenants.0.runs.0: 'two words' is refused: expected the name",
+        ),
+        (TOKEN + TENANT + 'runs = ["*"]', "tenants.0.runs.0: '*' is refused: "),
+        (TOKEN + TENANT + 'runs = ["a*"]', "tenants.0.runs.0: 'a*' is refused: "),
         (TOKEN + TENANT + "share = 1", "tenants.0.share: 1 is refused: Extra inputs are not permitted"),
         (
             TOKEN + TENANT.replace('token = "ci"', ""),
@@ -95,6 +101,14 @@ def test_a_token_in_place_of_its_name_is_not_told(tmp_path: Path, length: int) -
     lines = mistakes(tmp_path, TOKEN + TENANT.replace("ci", "the-secret-itself" * length))
     assert any("token" in line for line in lines)
     assert not any("secret" in line for line in lines)
+
+
+def test_runs_of_a_tenant_are_listed_or_one_alone_or_any(tmp_path: Path) -> None:
+    runs = {"": None, "runs = []": (), 'runs = "a/*"': ("a/*",), 'runs = ["a", "b/c"]': ("a", "b/c")}
+    for text, listed in runs.items():
+        found = read(tmp_path, TOKEN + TENANT + text + "\n[default]\nweight = 2.5\n")
+        assert found.shares_of(Proof("ci", token="ci")) == (Tenant("a", runs=listed), ALL_SCOPES)
+        assert found.tenant_weights == {"a": 1.0, EVERYONE.name: 2.5}
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from losswire_server.identity.certificates import is_spiffe_id
 from losswire_server.identity.policy import ALL_SCOPES, Scope
 from losswire_server.identity.proof import Proof
+from losswire_server.run_counters import NAME_RULE, is_run_name
 from losswire_server.tenants import EVERYONE, Tenant
 
 
@@ -40,6 +41,12 @@ def _check_spiffe(pattern: str) -> str:
     return pattern
 
 
+def _check_run(pattern: str) -> str:
+    if not is_run_name(pattern.removesuffix("/*")):
+        raise ValueError(f"expected the name of a run, of {NAME_RULE}; or one that ends with /*")
+    return pattern
+
+
 def _check_some(hashes: tuple[str, ...]) -> tuple[str, ...]:
     if not hashes:
         raise ValueError("expected at least one hash")
@@ -55,6 +62,7 @@ Hash = Annotated[str, AfterValidator(_check_hash)]
 Hashes = Annotated[tuple[Hash, ...], BeforeValidator(_listed), AfterValidator(_check_some)]
 Moment = Annotated[datetime, AfterValidator(_check_moment)]
 ClaimPath = Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_listed)]
+RunPattern = Annotated[str, AfterValidator(_check_run)]
 SpiffeId = Annotated[str, AfterValidator(_check_spiffe)]
 TenantName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Scopes = Annotated[frozenset[Scope], Field(min_length=1)]
@@ -150,11 +158,17 @@ class Shares(_Part):
         weight: Share of bytes and of the device, against the weights of others that ask at the same time.
         max_share: Most of the byte budget, from above 0 to 1.
         scopes: What they may. Default: everything.
+        runs: Runs that they may name; `/*` at the end of one stands for every name below. Default: any.
     """
 
     weight: float = Field(1.0, gt=0, le=1000)
     max_share: float = Field(1.0, gt=0, le=1)
     scopes: Scopes = ALL_SCOPES
+    runs: Annotated[tuple[RunPattern, ...], BeforeValidator(_listed)] | None = None
+
+    def tenant_named(self, name: str) -> Tenant:
+        """What the rest of the server knows of a tenant with these shares."""
+        return Tenant(name, self.weight, self.max_share, self.runs)
 
 
 class TenantSettings(Shares):
@@ -162,10 +176,6 @@ class TenantSettings(Shares):
 
     name: TenantName
     members: Annotated[tuple[Member, ...], Field(min_length=1)]
-
-    def tenant(self) -> Tenant:
-        """What the rest of the server knows of it."""
-        return Tenant(self.name, self.weight, self.max_share)
 
 
 class IdentitySettings(_Part):
@@ -195,14 +205,20 @@ class IdentitySettings(_Part):
         """The SPIFFE IDs and DNS names of members."""
         return [name for each in self.tenants for member in each.members if (name := member.spiffe or member.dns)]
 
+    @property
+    def tenant_weights(self) -> dict[str, float]:
+        """The weight of each tenant there is, by name."""
+        weights = {each.name: each.weight for each in self.tenants}
+        return weights if self.default is None else {**weights, EVERYONE.name: self.default.weight}
+
     def shares_of(self, proof: Proof) -> tuple[Tenant, frozenset[Scope]] | None:
         """The tenant of a caller, and what the caller may; None for one whom nobody has."""
         for each in self.tenants:
             if any(member.has(proof) for member in each.members):
-                return each.tenant(), each.scopes
+                return each.tenant_named(each.name), each.scopes
         if self.default is None:
             return None
-        return Tenant(EVERYONE.name, self.default.weight, self.default.max_share), self.default.scopes
+        return self.default.tenant_named(EVERYONE.name), self.default.scopes
 
     @model_validator(mode="after")
     def _check(self) -> Self:
