@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_versions()
     except VersionError as error:
         return _refuse(error, 1)
-    from losswire_server.config import ConfigError, load_config
+    import structlog
+
+    from losswire_server.config import ConfigError, load_config, unread_variables
     from losswire_server.logs import configure_logs
 
     try:
@@ -56,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return _refuse(error, 2)
     configure_logs(config.log_format, config.log_level)
+    if unread := unread_variables():
+        structlog.get_logger().warning("variables that are no settings are not read", names=unread)
     return _run(config)
 
 

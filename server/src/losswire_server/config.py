@@ -9,11 +9,20 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -28,6 +37,9 @@ from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.expected import parse_shapes
 from losswire_server.run_counters import DEFAULT_MAX_RUNS, NAME_RULE, is_run_name
 
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
 MIB: Final = 1024 * 1024
 
 MAX_BYTES: Final = 2**50
@@ -38,14 +50,27 @@ class ConfigError(Exception):
     """A setting was refused; the message has one line for each."""
 
 
+# A host with a colon is an IPv6 address, which brackets set apart from the port.
+_ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+(%\w+)?\]|[^:\[\]\s]{1,255}):([0-9]{1,5})")
+
+
 def _check_address(address: str) -> str:
-    host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isdecimal() and int(port) < 65536):
+    found = _ADDRESS.fullmatch(address)
+    if found is None or int(found[3]) > 65535:
         raise ValueError("expected HOST:PORT, such as 127.0.0.1:50051 or [::]:50051; port 0 takes a free one")
     return address
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
+
+
+def _check_path(value: object) -> object:
+    if isinstance(value, str) and (not value or "\0" in value):
+        raise ValueError("expected the path of a file")
+    return value
+
+
+FilePath = Annotated[Path, BeforeValidator(_check_path)]
 
 
 def _check_shapes(text: str) -> str:
@@ -82,23 +107,28 @@ class Config(BaseSettings):
         cli_implicit_flags=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
+        cli_exit_on_error=False,
+        # A flag has no word for nothing; it would be "None", and so no file could be called that.
+        cli_parse_none_str="\0",
     )
 
-    config: Path | None = Field(None, description="TOML file with settings.")
+    config: FilePath | None = Field(None, description="TOML file with settings.")
 
     listen: Address = Field("127.0.0.1:50051", description="Address of the gRPC service.")
     health_listen: Address = Field("127.0.0.1:50052", description="Address of gRPC health and info.")
     metrics_listen: Address = Field("127.0.0.1:9464", description="Address of HTTP /metrics.")
     insecure: bool = Field(False, description="Allow --listen beyond loopback without TLS.")
-    tls_certificate: Path | None = Field(None, description="PEM file with the server's certificate chain.")
-    tls_key: Path | None = Field(None, description="PEM file with the key of --tls-certificate.")
-    tls_client_ca: Path | None = Field(None, description="PEM file with the CAs of client certificates: demands one.")
-    identity: Path | None = Field(
+    tls_certificate: FilePath | None = Field(None, description="PEM file with the server's certificate chain.")
+    tls_key: FilePath | None = Field(None, description="PEM file with the key of --tls-certificate.")
+    tls_client_ca: FilePath | None = Field(
+        None, description="PEM file with the CAs of client certificates: demands one."
+    )
+    identity: FilePath | None = Field(
         None, description="TOML file that says who may call what, by token or certificate; without it, all may."
     )
     reflection: bool = Field(False, description="Describe the service to tools through gRPC reflection.")
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$", description="auto, cpu, cuda or cuda:N.")
     backend: Literal["auto", "cpu", "gpu", "reference"] = Field("auto", description="Code that evaluates.")
     warm_up: Shapes = Field(
         "",
@@ -179,7 +209,7 @@ class Config(BaseSettings):
         "auto", description="auto: console on a terminal, else json."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe event to log.")
-    ready_file: Path | None = Field(None, description="File to write the addresses to, as JSON, once serving.")
+    ready_file: FilePath | None = Field(None, description="File to write the addresses to, as JSON, once serving.")
 
     @classmethod
     def settings_customise_sources(
@@ -191,7 +221,19 @@ class Config(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags (init), then variables, then the file."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, _SettingsFile(settings_cls)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_kind(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse what a file has of another kind than the setting: pydantic reads true as 1, and 0 as false."""
+        assert info.field_name is not None
+        is_switch = cls.model_fields[info.field_name].annotation is bool
+        if is_switch and isinstance(value, int | float) and not isinstance(value, bool):
+            raise ValueError("expected true or false")
+        if not is_switch and isinstance(value, bool):
+            raise ValueError("expected no true or false")
+        return value
 
     @model_validator(mode="after")
     def _check_tls(self) -> Self:
@@ -217,6 +259,20 @@ class Config(BaseSettings):
         return self
 
 
+class _SettingsFile(TomlConfigSettingsSource):
+    """The file, each of whose keys counts, or is refused."""
+
+    def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
+        settings = super()._read_file(file_path)
+        if "config" in map(str.lower, settings):
+            raise SettingsError(f"{file_path} names another file with settings, which would not be read")
+        for name in settings:
+            # pydantic reads THREADS as threads, and so one of two that differ in nothing else.
+            if name != name.lower() and name.lower() in Config.model_fields:
+                raise SettingsError(f"{file_path} has the key {name}; expected {name.lower()}")
+        return settings
+
+
 def is_loopback(address: str) -> bool:
     """Whether only this machine can reach `address` (HOST:PORT).
 
@@ -234,12 +290,14 @@ def load_config(arguments: Sequence[str]) -> Config:
     """The settings from flags, environment and file.
 
     Raises:
-        ConfigError: if a setting is unknown or refused, or the file cannot be read.
-        SystemExit: after `--help`, and for a flag that does not exist.
+        ConfigError: if a flag or setting is unknown or refused, or the file cannot be read.
+        SystemExit: after `--help`.
     """
-    finder = argparse.ArgumentParser(prog="losswire-server", add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", default=os.environ.get("LOSSWIRE_CONFIG"))
-    path = finder.parse_known_args(arguments)[0].config
+    for argument in arguments:
+        if not argument.isprintable():
+            # pydantic reads no further than to the end of a line.
+            raise ConfigError(f"{argument!r} is refused: expected a flag of printable characters")
+    path = _path_of_file(arguments)
     if path is not None and not Path(path).is_file():
         raise ConfigError(f"config: {path} is not a file that can be read")
 
@@ -248,11 +306,47 @@ def load_config(arguments: Sequence[str]) -> Config:
         model_config = SettingsConfigDict(toml_file=path)
 
     try:
-        return CliApp.run(ConfigWithFile, cli_args=list(arguments))
+        config: Config = CliApp.run(ConfigWithFile, cli_args=list(arguments))
     except ValidationError as error:
         raise ConfigError("\n".join(_describe(each) for each in error.errors())) from error
+    except RecursionError:
+        raise ConfigError(f"config: {path} is nested too deeply") from None
     except (SettingsError, ValueError, OSError) as error:
-        raise ConfigError(f"config: {error}") from error
+        raise ConfigError(_describe_whole(error)) from error
+    if config.config is not None and path is None:
+        # A variable in another case than LOSSWIRE_CONFIG.
+        raise ConfigError(f"config: {config.config} was not read; expected --config or LOSSWIRE_CONFIG")
+    return config
+
+
+def unread_variables() -> list[str]:
+    """The variables that look like settings and are none, by name: a slip of the pen is not passed over in silence.
+
+    They cannot be refused: Kubernetes makes variables such as LOSSWIRE_SERVICE_HOST of a service's name, and the
+    client has some of its own.
+    """
+    prefix = Config.model_config["env_prefix"].lower()
+    names = {f"{prefix}{name}" for name in Config.model_fields}
+    return sorted(name for name in os.environ if name.lower().startswith(prefix) and name.lower() not in names)
+
+
+def _path_of_file(arguments: Sequence[str]) -> str | None:
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config", default=os.environ.get("LOSSWIRE_CONFIG"))
+    try:
+        path: str | None = finder.parse_known_args(arguments)[0].config
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error}; {_HELP}") from error
+    return path
+
+
+_HELP: Final = "losswire-server --help lists the flags"
+
+
+def _describe_whole(error: Exception) -> str:
+    """What is wrong where it is no setting's value."""
+    of_flags = str(error).removeprefix("error parsing CLI: ")
+    return f"config: {error}" if of_flags == str(error) else f"{of_flags}; {_HELP}"
 
 
 def _describe(error: object) -> str:

@@ -34,9 +34,9 @@ class SidePorts:
         host, _, port = config.metrics_listen.rpartition(":")
         try:
             self._metrics = MetricsServer(host.strip("[]"), int(port), registry)
-        except OSError as error:
-            reason = f"{config.metrics_listen} cannot be bound: {error.strerror}"
-            raise StartError(f"metrics_listen: {reason}") from error
+        except (OSError, UnicodeError) as error:  # What is no name of a host is not even looked up.
+            reason = (error.strerror if isinstance(error, OSError) else None) or "no name of a host"
+            raise StartError(f"metrics_listen: {config.metrics_listen} cannot be bound: {reason}") from error
         self.metrics_address = with_port(config.metrics_listen, self._metrics.port)
 
     def start(self) -> None:

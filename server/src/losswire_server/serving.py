@@ -17,7 +17,7 @@ from losswire_server.losses.warm_up import WarmUpError
 from losswire_server.ports import SidePorts, StartError
 from losswire_server.server import Server
 from losswire_server.signals import listen_to_signals
-from losswire_server.summary import Addresses, announce
+from losswire_server.summary import Addresses, announce, check_ready_file
 from losswire_server.tls import CertificateError
 from losswire_server.tracing import TracingError
 
@@ -42,6 +42,7 @@ async def serve(config: Config) -> None:
     Raises:
         DeviceFailedError: if the device was lost; its calls were told, and the process is to end.
     """
+    check_ready_file(config)
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     server = Server(config)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,6 +36,18 @@ def announce(config: Config, info: GetInfoResponse, addresses: Addresses) -> Non
     print_summary(config, info, addresses)
     if config.ready_file is not None:
         _write_ready_file(config.ready_file, addresses)
+
+
+def check_ready_file(config: Config) -> None:
+    """Refuse a file that cannot be written before anything is served, not after.
+
+    Raises:
+        StartError: if it cannot be.
+    """
+    if config.ready_file is not None:
+        with _writing(config.ready_file) as partial:
+            partial.touch()
+            partial.unlink()
 
 
 def print_summary(config: Config, info: GetInfoResponse, addresses: Addresses) -> None:
@@ -80,9 +95,17 @@ def _mib(byte_count: int) -> str:
 
 def _write_ready_file(path: Path, addresses: Addresses) -> None:
     """Tell where the server listens, to whoever started it with port 0; the file is complete as soon as it is there."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
+    with _writing(path) as partial:
         partial.write_text(json.dumps(asdict(addresses)))
         partial.replace(path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """What is written before it takes the place of `path`."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        yield path.with_name(f"{path.name}.{os.getpid()}")
     except OSError as error:
         raise StartError(f"ready_file: {path} cannot be written: {error.strerror}") from error

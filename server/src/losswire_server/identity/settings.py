@@ -10,7 +10,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from losswire_server.identity.certificates import is_spiffe_id
 from losswire_server.identity.policy import ALL_SCOPES, Scope
@@ -27,6 +37,12 @@ def _check_moment(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise ValueError("expected a moment with its offset, such as 2027-01-31T00:00:00Z")
     return moment
+
+
+def _check_printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("expected printable characters")
+    return text
 
 
 def _check_hash(digest: str) -> str:
@@ -57,7 +73,7 @@ def _listed(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-Text = Annotated[str, Field(min_length=1, max_length=256)]
+Text = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_check_printable)]
 Hash = Annotated[str, AfterValidator(_check_hash)]
 Hashes = Annotated[tuple[Hash, ...], BeforeValidator(_listed), AfterValidator(_check_some)]
 Moment = Annotated[datetime, AfterValidator(_check_moment)]
@@ -70,6 +86,16 @@ Scopes = Annotated[frozenset[Scope], Field(min_length=1)]
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_kind(cls, value: object, info: ValidationInfo) -> object:
+        # pydantic reads true as 1, and 0 and "no" as false.
+        assert info.field_name is not None
+        is_switch = cls.model_fields[info.field_name].annotation is bool
+        if is_switch != isinstance(value, bool):
+            raise ValueError("expected true or false" if is_switch else "expected no true or false")
+        return value
 
 
 class StaticToken(_Part):

@@ -24,7 +24,7 @@ from losswire_server.processes.merging import MetricsMerger
 from losswire_server.processes.reservation import PortReservation
 from losswire_server.processes.shares import worker_config
 from losswire_server.signals import stop_signals
-from losswire_server.summary import Addresses, announce
+from losswire_server.summary import Addresses, announce, check_ready_file
 
 MAX_DEATHS: Final = 5
 """Deaths in a row after which a process is not started again, and the server ends."""
@@ -70,10 +70,11 @@ class Supervisor:
         command: What a process runs, but for its last argument.
 
     Raises:
-        StartError: if an address cannot be bound.
+        StartError: if an address cannot be bound, or the ready file not be written.
     """
 
     def __init__(self, config: Config, command: Sequence[str] = WORKER) -> None:
+        check_ready_file(config)
         self._config, self._command = config, command
         self._children: dict[int, Child] = {}
         self._reservation = PortReservation(config.listen)
