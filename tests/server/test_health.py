@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from raw_http2 import Http2, headers_of
+from h2.settings import SettingCodes
+from raw_http2 import Http2, grpc_message, headers_of
 
 from losswire.v1 import GetInfoRequest, GetInfoResponse, LossServiceStub
 from losswire_server.health import LIVENESS, SERVICE, HealthServer
@@ -87,6 +89,26 @@ def test_watchers_do_not_use_up_the_threads_that_answer_probes(health: HealthSer
     assert check(channel) == NOT_SERVING
     health.set_ready(True)
     assert {next(watch).status for watch in watchers} == {SERVING}
+
+
+def test_a_watcher_that_takes_nothing_keeps_nobody_from_being_told(health: HealthServer, channel: grpc.Channel) -> None:
+    with Http2(f"127.0.0.1:{health.port}") as deaf:
+        deaf.connection.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        deaf.flush()
+        watches = [deaf.begin(headers_of("/grpc.health.v1.Health/Watch")) for _ in range(HEALTH_STREAMS)]
+        for watch in watches:
+            deaf.send(watch, grpc_message(HealthCheckRequest().SerializeToString()), end=True)
+            # It is watching.
+            deaf._wait(lambda watch=watch: bool(deaf.answers[watch].headers), TIMEOUT_S)  # type: ignore[misc]
+        other = HealthStub(channel).Watch(HealthCheckRequest(), timeout=TIMEOUT_S)
+        assert next(other).status == NOT_SERVING
+        telling = threading.Thread(target=lambda: health.set_ready(True), daemon=True)
+        telling.start()
+        telling.join(TIMEOUT_S)
+        assert not telling.is_alive()
+        assert check(channel) == next(other).status == SERVING
+        health.set_failed()
+        assert check(channel) == next(other).status == NOT_SERVING
 
 
 def test_info_is_answered_beside_the_probes_once_it_is_known(health: HealthServer, channel: grpc.Channel) -> None:

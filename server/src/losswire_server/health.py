@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import grpc
-from grpc_health.v1 import health
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from losswire.v1 import GetInfoRequest, GetInfoResponse, loss_service_pb2
+from losswire_server.health_statuses import HealthStatuses
 from losswire_server.limits import HEALTH_OPTIONS, HEALTH_THREADS
 
 SERVICE: Final = loss_service_pb2.DESCRIPTOR.services_by_name["LossService"].full_name
@@ -43,17 +43,16 @@ class HealthServer:
     def __init__(self, address: str) -> None:
         threads = ThreadPoolExecutor(HEALTH_THREADS, thread_name_prefix="losswire-health")
         self._info: GetInfoResponse | None = None
-        self._ready: bool | None = None
-        self._health = health.HealthServicer(experimental_non_blocking=True, experimental_thread_pool=threads)
+        self._statuses = HealthStatuses()
         self._server = grpc.server(threads, options=HEALTH_OPTIONS)
-        add_HealthServicer_to_server(self._health, self._server)
+        add_HealthServicer_to_server(self._statuses, self._server)
         self._server.add_generic_rpc_handlers((self._info_handler(),))
         self.port = self._server.add_insecure_port(address)
 
     def start(self) -> None:
         """Answer, with NOT_SERVING for all but `LIVENESS`."""
         self.set_ready(False)
-        self._health.set(LIVENESS, HealthCheckResponse.SERVING)
+        self._statuses.set({LIVENESS: HealthCheckResponse.SERVING})
         self._server.start()
 
     def set_info(self, info: GetInfoResponse) -> None:
@@ -62,21 +61,16 @@ class HealthServer:
 
     def set_ready(self, ready: bool) -> None:
         """Tell balancers and probes whether to send work."""
-        if ready == self._ready:
-            # Watchers would be told again.
-            return
-        self._ready = ready
         status = HealthCheckResponse.SERVING if ready else HealthCheckResponse.NOT_SERVING
-        for service in ("", SERVICE):
-            self._health.set(service, status)
+        self._statuses.set({"": status, SERVICE: status})
 
     def set_failed(self) -> None:
         """Tell balancers and probes to send no work any more, whatever `set_ready` is told later."""
-        self._health.enter_graceful_shutdown()
+        self._statuses.end()
 
     def stop(self) -> None:
         """Stop answering."""
-        self._health.enter_graceful_shutdown()
+        self._statuses.end()
         self._server.stop(grace=GRACE_S).wait(STOP_S)
 
     def _get_info(self, _: GetInfoRequest, context: grpc.ServicerContext) -> GetInfoResponse:
