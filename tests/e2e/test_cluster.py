@@ -10,6 +10,7 @@ from urllib.parse import quote
 import pytest
 from cluster import Cluster, Object, wait_for
 from helm import ROOT
+from identities import hash_of
 from release import NAME, SPACE, Load, Release
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
@@ -197,6 +198,57 @@ def test_evictions_take_one_pod_at_a_time_and_lose_no_call(cluster: Cluster, rel
         wait_for("a pod in place of the first", lambda: len(release.ready_pods()) == 2)
         load.wait_for_calls(100)
         assert lost(load) == NONE_LOST
+
+
+IDENTITY = """
+tokens_without_tls = true
+
+[[tokens]]
+name = "helm-test"
+sha256 = "{hash}"
+
+[[tenants]]
+name = "tests"
+members = [{{ token = "helm-test" }}]
+"""
+
+
+def test_callers_are_asked_who_they_are_and_a_token_is_replaced_under_pods_that_run(
+    cluster: Cluster, release: Release
+) -> None:
+    def secret(name: str, key: str, content: str) -> Object:
+        metadata = {"name": name, "namespace": SPACE}
+        return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {key: content}}
+
+    def give(token: str) -> None:
+        cluster.apply(
+            secret("who", "identity.toml", IDENTITY.format(hash=hash_of(token))),
+            secret("test-token", "token", token),
+        )
+
+    give("first-" + "t" * 40)
+    identity = {"existingSecret": "who", "clientTokenSecret": {"name": "test-token"}}
+    release.install({"replicas": 2, "identity": identity})
+    pods = release.ready_pods()
+
+    assert release.test().count("loss 1.0646, expected 1.0646") == 2
+    with release.load("stranger") as load:
+        counts = load.wait_for_calls(20)
+    # A failure is counted just before its call.
+    assert counts["failed"] >= counts["calls"]
+    assert "does not show who makes it" in counts["errors"][0]
+
+    give("second-" + "t" * 40)
+    # The kubelet looks at Secrets about once a minute.
+    reloads = {"setting": "identity", "outcome": "read"}
+    wait_for(
+        "every pod to have read the new token",
+        lambda: all(release.metric(pod, "losswire_file_reloads_total", **reloads) for pod in pods),
+        timeout_s=300,
+    )
+    assert release.test().count("loss 1.0646, expected 1.0646") == 2
+    names = [pod["metadata"]["name"] for pod in pods]
+    assert [pod["metadata"]["name"] for pod in release.ready_pods()] == names
 
 
 def test_the_autoscaler_adds_pods_while_evaluations_wait(cluster: Cluster, release: Release, tmp_path: Path) -> None:
