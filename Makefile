@@ -9,6 +9,7 @@ INSTALLED := $(VENV)/.installed
 PLOTTING := $(VENV)/.installed-bench
 RAY := $(VENV)/.installed-ray
 FUZZING := $(VENV)/.installed-fuzz
+MUTATING := $(VENV)/.installed-mutants
 GPU_PEERS := $(VENV)/.installed-gpu-peers
 BUF := .cache/buf/node_modules/.bin/buf
 # Helm of both majors, and the kubectl that comes with them.
@@ -32,7 +33,7 @@ SHELL_FILES := .ci/run $(wildcard deploy/*/*.sh tests/e2e/*/*.sh)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install proto check fix test test-reliability soak test-ray test-gpu e2e image chart lock sbom fuzz demo serve bench bench-kernels bench-peers bench-overload bench-full bench-gpu clean
+.PHONY: help install proto check fix test test-reliability soak test-ray test-gpu e2e image chart lock sbom fuzz mutants demo serve bench bench-kernels bench-peers bench-overload bench-full bench-gpu clean
 .PHONY: check-python check-types check-security check-proto check-generated check-chart check-shell fresh
 
 help: ## Print this list
@@ -86,6 +87,9 @@ sbom: $(INSTALLED) ## Write the bill of materials of each image, as CycloneDX, t
 
 fuzz: $(FUZZING) ## Fuzz what reads bytes for SECONDS=600, and keep what reaches new code in tests/reliability/corpus
 	$(BIN)/python tests/reliability/fuzz.py $(or $(SECONDS),600)
+
+mutants: $(MUTATING) ## Change the code that decides who may come in in small ways that tests have to notice; ARGS='gate'
+	nice $(BIN)/python tests/mutants.py $(ARGS)
 
 demo: $(INSTALLED) ## Start a server, send it batches and compare the losses with PyTorch's
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -166,6 +170,10 @@ $(RAY): $(INSTALLED)
 
 $(FUZZING): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --group fuzz
+	@touch $@
+
+$(MUTATING): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --group mutants
 	@touch $@
 
 # A machine that cannot have them measures without.

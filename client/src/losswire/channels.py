@@ -48,6 +48,9 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # Despite its name, how long one attempt to connect may take; less would shut out slow networks. Default: 20 s.
     ("grpc.min_reconnect_backoff_ms", 5_000),
+    # A server that has moved is found again as soon: by default gRPC asks for the addresses behind a name every 30 s at
+    # most, and calls give up before that.
+    ("grpc.dns_min_time_between_resolutions_ms", 2_000),
     # Every channel has its own connection; otherwise channels to one target share one.
     ("grpc.use_local_subchannel_pool", 1),
 )

@@ -19,6 +19,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from history import batches
 from servers import start_server
 from vitals import vitals, vitals_once
+from weakened_server import without
 
 CAP = 4096
 """Connections that a server accepts: docs/operations.md."""
@@ -43,6 +44,15 @@ def connect(address: str) -> socket.socket | None:
     return connection
 
 
+def is_served(connection: socket.socket) -> bool:
+    """Whether the server says hello in return, rather than close it."""
+    connection.settimeout(60)
+    try:
+        return bool(connection.recv(1))
+    except ConnectionError:
+        return False
+
+
 def is_open(connection: socket.socket) -> bool:
     """Whether the server has not closed it."""
     connection.setblocking(False)
@@ -54,6 +64,19 @@ def is_open(connection: socket.socket) -> bool:
     except OSError:
         return False
     return False
+
+
+@pytest.mark.parametrize(("option", "most"), [("=50", 50), ("", 200)], ids=["a cap of 50", "no cap"])
+def test_a_server_without_the_cap_accepts_all_of_them(tmp_path: Path, option: str, most: int) -> None:
+    """The negative control: that some are refused is the cap's doing."""
+    server = start_server(tmp_path, command=without(f"grpc.max_allowed_incoming_connections{option}"))
+    opened = [each for _ in range(200) if (each := connect(server.address)) is not None]
+    kept = sum(map(is_served, opened))
+    for each in opened:
+        each.close()
+    assert server.stop() == 0
+    assert kept <= most
+    assert (kept == 200) is (most == 200)
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import own_network
 import pytest
 from callers import Load, calling
 from fault_proxy import NO_FAULTS, FaultProxy, NetworkFaults
 from history import Batch, History, batches
+from name_server import NameServer
 from replicas import replicas, target_of
+from servers import MortalServer
 
 import losswire
 
@@ -145,6 +149,71 @@ def test_a_replica_that_vanishes_without_a_word_costs_no_call_with_45_seconds(
         proxy.reset()
     history.check()
     figure("R2", f"{request.node.callspec.id} for {TIMEOUT_S + 5:g} s, calls of {TIMEOUT_S:g} s: {_told(history)}")
+
+
+@contextmanager
+def name_of(*hosts: str) -> Iterator[NameServer]:
+    """A name with these addresses."""
+    names = NameServer(*hosts)
+    try:
+        yield names
+    finally:
+        names.close()
+
+
+@contextmanager
+def server_at(folder: Path, host: str, port: int) -> Iterator[MortalServer]:
+    """A replica at an address of its own, as each of a cluster has, all of them on loopback."""
+    own = folder / host
+    own.mkdir()
+    server = MortalServer(own, f"--listen={host}:{port}")
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize("stays", [(), ("127.0.0.3",)], ids=["the only one", "one of two"])
+def test_a_replica_that_moves_to_another_address_costs_no_call(
+    request: pytest.FixtureRequest, tmp_path: Path, figure: Figure, stays: tuple[str, ...]
+) -> None:
+    port = free_port()
+    with ExitStack() as stack:
+        moves, *_ = [stack.enter_context(server_at(tmp_path, host, port)) for host in ("127.0.0.2", *stays)]
+        names = stack.enter_context(name_of("127.0.0.2", *stays))
+        load = Load(batches(*[KIB] * 10), callers=4, clients=2, timeout_s=TIMEOUT_S, pause_s=0.02)
+        with calling(names.target(port), load) as history:
+            stack.enter_context(server_at(tmp_path, "127.0.0.4", port))
+            names.hosts, asked = ("127.0.0.4", *stays), names.asked
+            moved_at = time.monotonic()
+            moves.kill()
+            while names.asked == asked:
+                time.sleep(0.05)
+            asked_s = time.monotonic() - moved_at
+            _wait_for_calls(history, 200)
+        history.check()
+    figure("R2", f"{request.node.callspec.id} moves: asked for its name again after {asked_s:.1f} s; {_told(history)}")
+
+
+def test_a_client_that_does_not_ask_for_a_name_again_loses_calls(tmp_path: Path) -> None:
+    """The negative control."""
+    port = free_port()
+    options = (("grpc.dns_min_time_between_resolutions_ms", 600_000),)
+    load = Load(batches(*[KIB] * 10), callers=4, timeout_s=5, pause_s=0.02, options=options)
+    with server_at(tmp_path, "127.0.0.2", port) as moves, name_of("127.0.0.2") as names:
+        with calling(names.target(port), load) as history, server_at(tmp_path, "127.0.0.4", port):
+            names.hosts = ("127.0.0.4",)
+            moves.kill()
+            while not history.failures:
+                time.sleep(0.05)
+        assert history.violations()
 
 
 @pytest.mark.full
