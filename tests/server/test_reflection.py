@@ -34,6 +34,21 @@ async def test_questions_are_answered_and_nothing_is_held_afterwards() -> None:
     assert (len(context.sent), lobby.budget.used_bytes, lobby.inflight) == (2, 0, 0)
 
 
+@in_loop
+async def test_each_question_has_its_own_deadline_where_the_caller_sets_none() -> None:
+    class Watching(FakeContext):
+        asked = 0
+
+        def time_remaining(self) -> float | None:
+            self.asked += 1
+            return super().time_remaining()
+
+    context = Watching([QUESTION, QUESTION])
+    await ask(make_lobby(), context)
+    # When the stream began, and for each of the two.
+    assert context.asked == 3
+
+
 @pytest.mark.parametrize("asked", [[], [QUESTION]], ids=["silent", "idle"])
 def test_a_stream_of_questions_holds_room_for_a_message_in_the_budget(asked: list[bytes]) -> None:
     async def main() -> None:

@@ -203,16 +203,24 @@ class Call:
         """Give the next evaluation of a stream without a deadline its own default one.
 
         Raises:
-            DrainingError: if the server takes no new evaluations.
-            CredentialsExpiredError: if what the stream showed has expired; others where the rules have changed.
+            DrainingError, CredentialsExpiredError: as `begin_anew`.
             QueueFullError: as `check_queue`.
+        """
+        self.begin_anew()
+        self.check_queue()
+
+    def begin_anew(self) -> None:
+        """Treat what comes next on a stream as a call of its own: who makes it, and until when.
+
+        Raises:
+            DrainingError: if the server takes nothing new.
+            CredentialsExpiredError: if what the stream showed has expired; others where the rules have changed.
         """
         if self.lobby.draining:
             raise DrainingError
         self.identify()
         self.caller.deadline = self._deadline(self.lobby.config, self._context)
         self._waited_s, self._brought_bytes = 0.0, 0
-        self.check_queue()
 
     def check_queue(self) -> None:
         """Refuse work that the device would come to too late, before more is spent on it.

@@ -45,8 +45,7 @@ def reflection_methods(lobby: Lobby) -> dict[str, grpc.RpcMethodHandler[Any, Any
 async def _questions(call: Call) -> AsyncIterator[ServerReflectionRequest]:
     message = await call.receive()
     while message is not None:
-        # The rules may have changed since the last one.
-        call.identify()
+        call.begin_anew()
         yield _read(message)
         message = await call.receive_between_evaluations()
 
