@@ -172,8 +172,10 @@ def test_labels_of_every_type_are_read_as_they_are(dtype: DataType) -> None:
         DataType.DATA_TYPE_INT8: np.int8, DataType.DATA_TYPE_UINT8: np.uint8,
     }  # fmt: skip
     plan = check_request(made(target=announced((3,), dtype)))
-    labels = read_labels(memoryview(np.array([4, 0, 1], kinds[dtype]).tobytes()), plan, 0)
+    data = memoryview(np.array([4, 0, 1], kinds[dtype]).tobytes())
+    labels = read_labels(data, plan, 0)
     assert labels.dtype == np.int64
+    assert np.shares_memory(labels, np.frombuffer(data, np.uint8)) is (dtype == DataType.DATA_TYPE_INT64)
     assert labels.tolist() == [4, 0, 1]
     with pytest.raises(InvalidRequestError, match=r"^target\[2\] is 5; "):
         read_labels(memoryview(np.array([5], kinds[dtype]).tobytes()), plan, 2)
