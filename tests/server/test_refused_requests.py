@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,11 @@ def test_what_is_just_within_the_rules_is_in_the_plan() -> None:
     assert (plan.label_smoothing, plan.top_k, plan.outputs) == (1.0, 1, tuple(OUTPUTS))
     assert (plan.weight, plan.weight_digest, plan.check_probabilities) == (None, DIGEST, False)
     assert check_request(probable(check_probabilities=True, ignore_index=-1)).check_probabilities is True
+    weighted = check_request(made(weight=announced((5,), F32)))
+    assert weighted.weight is not None
+    assert (weighted.weight.byte_count, weighted.target_is_probabilities, weighted.run) == (20, False, None)
+    assert check_request(probable()).target_is_probabilities is True
+    assert [check_request(replace(made(), run=run)).run for run in ("a", "")] == ["a", None]
     assert check_request(made(announced((5,), F32), announced((1,), I64))).positions_shape == ()
     assert check_request(made(announced((1,) * MAX_AXES, F32), announced((1,) * (MAX_AXES - 1), I64))).samples == 1
 
