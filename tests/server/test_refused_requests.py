@@ -85,6 +85,9 @@ REFUSED: dict[str, tuple[Request, str, str]] = {
         made(announced((3, 5), F32, 59)), "BYTE_COUNT_MISMATCH",
         "logits.data is 59 bytes; expected 60 bytes for float32 of shape (3, 5)",
     ),
+    "a short sum": (
+        made(replace(LOGITS, sha256=bytes(31))), "OPTION_INVALID", "logits.sha256 is 31 bytes; expected 32 bytes",
+    ),
     "ignoring with probabilities": (
         probable(ignore_index=0), "OPTION_INVALID",
         "ignore_index is 0; expected a negative number with class probabilities, which ignore nothing",
@@ -138,6 +141,7 @@ def test_what_is_just_within_the_rules_is_in_the_plan() -> None:
     assert (plan.label_smoothing, plan.top_k, plan.outputs) == (1.0, 1, tuple(OUTPUTS))
     assert (plan.weight, plan.weight_digest, plan.check_probabilities) == (None, DIGEST, False)
     assert check_request(probable(check_probabilities=True, ignore_index=-1)).check_probabilities is True
+    assert check_request(made(replace(LOGITS, sha256=DIGEST))).logits.sha256 == DIGEST
     weighted = check_request(made(weight=announced((5,), F32)))
     assert weighted.weight is not None
     assert (weighted.weight.byte_count, weighted.target_is_probabilities, weighted.run) == (20, False, None)
