@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,9 @@ REFUSED: dict[str, tuple[Request, str, str]] = {
         made(announced((3, 5), F32, 59)), "BYTE_COUNT_MISMATCH",
         "logits.data is 59 bytes; expected 60 bytes for float32 of shape (3, 5)",
     ),
+    "a short sum": (
+        made(replace(LOGITS, sha256=bytes(31))), "OPTION_INVALID", "logits.sha256 is 31 bytes; expected 32 bytes",
+    ),
     "ignoring with probabilities": (
         probable(ignore_index=0), "OPTION_INVALID",
         "ignore_index is 0; expected a negative number with class probabilities, which ignore nothing",
@@ -137,6 +141,12 @@ def test_what_is_just_within_the_rules_is_in_the_plan() -> None:
     assert (plan.label_smoothing, plan.top_k, plan.outputs) == (1.0, 1, tuple(OUTPUTS))
     assert (plan.weight, plan.weight_digest, plan.check_probabilities) == (None, DIGEST, False)
     assert check_request(probable(check_probabilities=True, ignore_index=-1)).check_probabilities is True
+    assert check_request(made(replace(LOGITS, sha256=DIGEST))).logits.sha256 == DIGEST
+    weighted = check_request(made(weight=announced((5,), F32)))
+    assert weighted.weight is not None
+    assert (weighted.weight.byte_count, weighted.target_is_probabilities, weighted.run) == (20, False, None)
+    assert check_request(probable()).target_is_probabilities is True
+    assert [check_request(replace(made(), run=run)).run for run in ("a", "")] == ["a", None]
     assert check_request(made(announced((5,), F32), announced((1,), I64))).positions_shape == ()
     assert check_request(made(announced((1,) * MAX_AXES, F32), announced((1,) * (MAX_AXES - 1), I64))).samples == 1
 
@@ -172,8 +182,10 @@ def test_labels_of_every_type_are_read_as_they_are(dtype: DataType) -> None:
         DataType.DATA_TYPE_INT8: np.int8, DataType.DATA_TYPE_UINT8: np.uint8,
     }  # fmt: skip
     plan = check_request(made(target=announced((3,), dtype)))
-    labels = read_labels(memoryview(np.array([4, 0, 1], kinds[dtype]).tobytes()), plan, 0)
+    data = memoryview(np.array([4, 0, 1], kinds[dtype]).tobytes())
+    labels = read_labels(data, plan, 0)
     assert labels.dtype == np.int64
+    assert np.shares_memory(labels, np.frombuffer(data, np.uint8)) is (dtype == DataType.DATA_TYPE_INT64)
     assert labels.tolist() == [4, 0, 1]
     with pytest.raises(InvalidRequestError, match=r"^target\[2\] is 5; "):
         read_labels(memoryview(np.array([5], kinds[dtype]).tobytes()), plan, 2)

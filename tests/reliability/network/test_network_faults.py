@@ -180,7 +180,9 @@ def free_port() -> int:
         return port
 
 
-@pytest.mark.parametrize("stays", [(), ("127.0.0.3",)], ids=["the only one", "one of two"])
+@pytest.mark.parametrize(
+    "stays", [(), pytest.param(("127.0.0.3",), marks=pytest.mark.full)], ids=["the only one", "one of two"]
+)
 def test_a_replica_that_moves_to_another_address_costs_no_call(
     request: pytest.FixtureRequest, tmp_path: Path, figure: Figure, stays: tuple[str, ...]
 ) -> None:
