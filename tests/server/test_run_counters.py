@@ -102,6 +102,18 @@ def test_the_smallest_part_is_one_run_and_all_of_them_together_are_no_more_than_
     assert [each["tenant"] for each in log] == [each.name for each in tenants]
 
 
+def test_the_parts_are_all_that_there_is_and_a_light_tenant_has_one_whatever_the_weights() -> None:
+    tenants = [Tenant("heavy", weight=1000.0), *(Tenant(f"light {number}", weight=0.1) for number in range(10))]
+    counters = RunCounters(max_runs=64)
+    counters.divide({each.name: each.weight for each in tenants})
+    for tenant in tenants:
+        for number in range(70):
+            counters.add(f"{tenant.name.replace(' ', '-')}/{number}", ONE, tenant)
+    begun = [run.split("/")[0] for run in runs(counters) - {OTHER}]
+    assert len(begun) == 64
+    assert all(begun.count(f"light-{number}") >= 1 for number in range(10))
+
+
 def test_a_tenant_that_is_alone_begins_as_many_as_there_are() -> None:
     counters = RunCounters(max_runs=3)
     counters.divide({"a": 0.5})
@@ -120,6 +132,13 @@ def test_a_run_of_another_tenant_is_refused_and_only_ones_own_are_told() -> None
             counters.check(run, tenant)
     with pytest.raises(PermissionDeniedError, match=r"expected one of: none$"):
         counters.check("mine/1", Tenant("b", runs=()))
+
+
+def test_a_tenant_that_lists_no_runs_may_name_those_that_no_other_lists() -> None:
+    counters, tenant = RunCounters(), Tenant("b", taken_runs=("mine/*",))
+    counters.check("theirs/1", tenant)
+    with pytest.raises(PermissionDeniedError, match=r"tenant b may not name; expected one that no other tenant lists$"):
+        counters.check("mine/1", tenant)
 
 
 def test_with_a_list_every_run_of_it_starts_at_0_whatever_the_cap_and_there_is_no_other() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from fractions import Fraction
 from threading import Lock
 from typing import Final, NamedTuple
 
@@ -85,9 +86,11 @@ def check_owner(run: str | None, tenant: Tenant) -> None:
         PermissionDeniedError: if the tenant has other runs.
     """
     if run and not tenant.may_name(run):
-        allowed = ", ".join(tenant.runs or ()) or "none"
+        allowed = "one that no other tenant lists"
+        if tenant.runs is not None:
+            allowed = f"one of: {', '.join(tenant.runs) or 'none'}"
         raise PermissionDeniedError(
-            f"run is {_quoted(run)}, which tenant {tenant.name} may not name; expected one of: {allowed}"
+            f"run is {_quoted(run)}, which tenant {tenant.name} may not name; expected {allowed}"
         )
 
 
@@ -108,16 +111,27 @@ class RunCounters(Collector):
         self._allowed = frozenset(allowed)
         self._max_runs = max_runs
         self._counters = {name: _Counters() for name in (allowed or (OTHER,))}
-        self._weights: Mapping[str, float] = {}
+        # How many runs each tenant may begin.
+        self._parts: dict[str, int] = {}
         # How many runs each tenant has begun, and those that were told that they have no more.
         self._begun: Counter[str] = Counter()
         self._told: set[str] = set()
         self._lock = Lock()
 
     def divide(self, weights: Mapping[str, float]) -> None:
-        """Divide `max_runs` among tenants from now on: by their names, their weights."""
+        """Divide `max_runs` among tenants from now on: by their names, their weights.
+
+        One is each tenant's, where there are as many, and the rest is shared by weight.
+        """
+        spare = max(0, self._max_runs - len(weights))
+        parts: dict[str, int] = {}
+        # Exact, so that what is given in the end is all there is.
+        given, total = Fraction(0), sum(map(Fraction, weights.values()))
+        for name, weight in weights.items():
+            before, given = given, given + spare * Fraction(weight) / total
+            parts[name] = 1 + int(given) - int(before)
         with self._lock:
-            self._weights = dict(weights)
+            self._parts = parts
 
     def check(self, run: str | None, tenant: Tenant = EVERYONE) -> None:
         """Refuse a run that a request may not name; None and "" are no run.
@@ -152,7 +166,7 @@ class RunCounters(Collector):
         return families.values()
 
     def _begin(self, run: str, tenant: str) -> _Counters:
-        most = self._part_of(tenant)
+        most = self._parts.get(tenant, self._max_runs)
         has_room = len(self._counters) <= self._max_runs and self._begun[tenant] < most  # "other" is one of them.
         if OTHER not in self._counters or has_room:
             self._begun[tenant] += 1
@@ -161,11 +175,6 @@ class RunCounters(Collector):
             self._told.add(tenant)
             _log.warning("runs from here on are counted as other", run=run, tenant=tenant, max_runs=most)
         return self._counters[OTHER]
-
-    def _part_of(self, tenant: str) -> int:
-        if tenant not in self._weights or not self._max_runs:
-            return self._max_runs
-        return max(1, int(self._max_runs * self._weights[tenant] / sum(self._weights.values())))
 
 
 _FAMILIES: Final = {

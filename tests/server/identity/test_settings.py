@@ -111,6 +111,14 @@ def test_runs_of_a_tenant_are_listed_or_one_alone_or_any(tmp_path: Path) -> None
         assert found.tenant_weights == {"a": 1.0, EVERYONE.name: 2.5}
 
 
+def test_runs_that_one_lists_are_nobody_elses(tmp_path: Path) -> None:
+    other = TOKEN.replace("ci", "cd").replace(HASH, "1" * 64) + TENANT.replace("ci", "cd").replace('"a"', '"b"')
+    found = read(tmp_path, TOKEN + TENANT + 'runs = ["ranker/*"]\n' + other + "\n[default]\n")
+    a, b, default = (found.shares_of(Proof("someone", token=token))[0] for token in ("ci", "cd", "neither"))  # type: ignore[index]
+    assert [each.may_name("ranker/prod") for each in (a, b, default)] == [True, False, False]
+    assert [each.may_name("nightly") for each in (a, b, default)] == [False, True, True]
+
+
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(IdentityError, match=r"^identity .*nowhere\.toml cannot be read: "):
         read_settings(tmp_path / "nowhere.toml")

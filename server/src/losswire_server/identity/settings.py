@@ -184,7 +184,8 @@ class Shares(_Part):
         weight: Share of bytes and of the device, against the weights of others that ask at the same time.
         max_share: Most of the byte budget, from above 0 to 1.
         scopes: What they may. Default: everything.
-        runs: Runs that they may name; `/*` at the end of one stands for every name below. Default: any.
+        runs: Runs that they may name; `/*` at the end of one stands for every name below. Default: any that no other
+            part of the file lists.
     """
 
     weight: float = Field(1.0, gt=0, le=1000)
@@ -192,9 +193,9 @@ class Shares(_Part):
     scopes: Scopes = ALL_SCOPES
     runs: Annotated[tuple[RunPattern, ...], BeforeValidator(_listed)] | None = None
 
-    def tenant_named(self, name: str) -> Tenant:
-        """What the rest of the server knows of a tenant with these shares."""
-        return Tenant(name, self.weight, self.max_share, self.runs)
+    def tenant_named(self, name: str, listed_runs: tuple[str, ...]) -> Tenant:
+        """What the rest of the server knows of a tenant with these shares, where the file lists so many runs."""
+        return Tenant(name, self.weight, self.max_share, self.runs, listed_runs if self.runs is None else ())
 
 
 class TenantSettings(Shares):
@@ -237,14 +238,19 @@ class IdentitySettings(_Part):
         weights = {each.name: each.weight for each in self.tenants}
         return weights if self.default is None else {**weights, EVERYONE.name: self.default.weight}
 
+    @property
+    def _listed_runs(self) -> tuple[str, ...]:
+        parts = self.tenants if self.default is None else (*self.tenants, self.default)
+        return tuple(run for part in parts for run in part.runs or ())
+
     def shares_of(self, proof: Proof) -> tuple[Tenant, frozenset[Scope]] | None:
         """The tenant of a caller, and what the caller may; None for one whom nobody has."""
         for each in self.tenants:
             if any(member.has(proof) for member in each.members):
-                return each.tenant_named(each.name), each.scopes
+                return each.tenant_named(each.name, self._listed_runs), each.scopes
         if self.default is None:
             return None
-        return self.default.tenant_named(EVERYONE.name), self.default.scopes
+        return self.default.tenant_named(EVERYONE.name, self._listed_runs), self.default.scopes
 
     @model_validator(mode="after")
     def _check(self) -> Self:
