@@ -117,13 +117,15 @@ def received(server: RunningServer) -> float:
 @pytest.mark.parametrize("method", KINDS)
 @pytest.mark.parametrize("token", [None, "wrong"])
 def test_of_a_large_body_nobody_knows_no_byte_is_decoded_and_a_window_is_sent(
-    running: RunningServer, relay: CountingRelay, method: str, token: str | None
+    running: RunningServer, relay: CountingRelay, method: str, token: str | None, figure: Callable[[str, str], None]
 ) -> None:
     before = received(running)
     with grpc.insecure_channel(relay.address) as channel:
         assert refused(channel, method, token, []) is grpc.StatusCode.UNAUTHENTICATED
     assert received(running) == before
     assert relay.sent_bytes <= WINDOW_BYTES + HEADERS_BYTES
+    shown = f"a {token} token" if token else "no token"
+    figure("S1", f"{method}, a body of 300 MiB, {shown}: 0 bytes decoded, {relay.sent_bytes:,} sent before the refusal")
 
 
 def test_of_the_same_body_with_a_token_more_is_read(running: RunningServer, relay: CountingRelay) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,16 @@ def test_only_the_declared_ports_listen(running: RunningServer) -> None:
 
 
 @pytest.mark.full
-def test_only_the_declared_ports_listen_of_several_processes_too(tmp_path: Path) -> None:
+def test_only_the_declared_ports_listen_of_several_processes_too(
+    tmp_path: Path, figure: Callable[[str, str], None]
+) -> None:
     several = start_server(tmp_path, "--processes=3")
     assert listening(several.process.pid) == declared(several)
     assert several.stop() == 0
+    ports = len(declared(several))
+    figure(
+        "S5", f"three processes listen on the {ports} declared ports alone; each of {len(SCOPES)} methods has a policy"
+    )
 
 
 def declared(server: RunningServer) -> set[int]:
