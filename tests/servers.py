@@ -48,7 +48,9 @@ def start_server(
     """
     ready, log = folder / "ready.json", folder / "server.log"
     free = [f"--{port}=127.0.0.1:0" for port in ("listen", "health-listen", "metrics-listen")]
-    command = [*command, *free, f"--ready-file={ready}", "--drain-wait-s=0", *flags]
+    # The last of each counts: the server refuses one that is given twice.
+    settings = {flag.partition("=")[0]: flag for flag in (*free, f"--ready-file={ready}", "--drain-wait-s=0", *flags)}
+    command = [*command, *settings.values()]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LOSSWIRE_")}
     environment.update(variables)
     with log.open("w") as output:

@@ -155,6 +155,11 @@ def test_settings_cannot_be_changed_afterwards() -> None:
         ("device", "cuda:٣"),
         *((name, "") for name in ("tls_certificate", "tls_key", "tls_client_ca", "identity", "ready_file")),
         ("otlp_endpoint", "None"),
+        *(
+            (f"{name}_s", value)
+            for name in ("body_timeout", "idle_timeout", "default_deadline", "drain_wait", "drain_grace")
+            for value in ("inf", "1e300", "86400.1")
+        ),
         ("backend", "warp"),
         ("threads", "-1"),
         ("threads", "1025"),
@@ -195,9 +200,53 @@ def test_each_setting_that_is_refused_has_its_line() -> None:
     assert sorted(line.split(":")[0] for line in lines) == ["listen", "log_level", "threads"]
 
 
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--max-wait-s=nan", "Input should be a finite number"),
+        ("--otlp-endpoint=collector", "expected an http or https URL of a host, and its port, such as "),
+        ("--device=tpu", "expected auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_a_value_of_no_form_is_told_what_is_accepted(argument: str, expected: str) -> None:
+    [line] = refused(argument)
+    assert f" is refused: {expected}" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--threads=1", "--threads=2"),
+        ("--threads", "1", "--reflection", "--threads", "2"),
+        ("--threads=1", "--threads", "2"),
+        ("--insecure", "--no-insecure"),
+        ("--config=a.toml", "--config=b.toml"),
+    ],
+    ids=" ".join,
+)
+def test_a_flag_that_is_given_twice_and_not_alike_is_refused(arguments: tuple[str, ...]) -> None:
+    [line] = refused(*arguments)
+    name = arguments[0].removeprefix("--").partition("=")[0]
+    assert re.fullmatch(rf"{name}: --{name}\S* and --(no-)?{name}\S* are both given; expected one", line)
+
+
+def test_a_flag_that_is_given_twice_alike_and_lists_that_add_up_are_not() -> None:
+    assert load_config(["--threads=2", "--threads", "2"]).threads == 2
+    assert load_config(["--runs=a", "--runs=b,c"]).runs == ("a", "b", "c")
+
+
+def test_a_bound_of_runs_beside_their_list_is_refused_as_it_would_bound_nothing() -> None:
+    assert refused("--runs=a,b", "--max-runs=1") == [
+        "max_runs: given beside runs, each of which has counters of its own; give one of them"
+    ]
+
+
 def test_a_setting_that_the_file_alone_knows_is_refused_by_name(tmp_path: Path) -> None:
     [line] = refused("--config", write(tmp_path, "max_infligth_bytes = 1\n"))
-    assert line.startswith("max_infligth_bytes: 1 is refused: ")
+    assert line == (
+        "max_infligth_bytes: 1 is refused: there is no such setting (perhaps max_inflight_bytes is meant); "
+        "losswire-server --help lists all"
+    )
     [line] = refused("--config", write(tmp_path, "[tls]\ncertificate = 1\n"))
     assert line.startswith("tls: ")
 
@@ -215,7 +264,7 @@ def test_a_file_that_cannot_be_taken_at_its_word_is_refused_in_one_line(content:
     path = tmp_path / "losswire.toml"
     path.write_bytes(content)
     [line] = refused(f"--config={path}")
-    assert line.startswith("config: ")
+    assert line.startswith(f"config: {path}")
 
 
 @pytest.mark.parametrize(

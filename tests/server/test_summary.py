@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,14 @@ def test_an_ipv6_address_is_shown_and_not_taken_for_markup(address: str, capsys:
 def test_several_processes_are_told_and_one_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert "4, each with the limits below" in summary(capsys, "--processes=4")
     assert "processes" not in summary(capsys)
+
+
+def test_variables_that_are_not_read_are_told_whatever_the_log_leaves_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "variables not read" not in summary(capsys)
+    monkeypatch.setenv("LOSSWIRE_THREDS", "1")
+    assert re.search(r"variables not read +LOSSWIRE_THREDS +\n", summary(capsys, "--log-level=error"))
 
 
 def test_the_ready_file_tells_every_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

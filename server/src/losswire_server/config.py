@@ -7,6 +7,7 @@ key `max_inflight_bytes` of the TOML file named by `--config` or `LOSSWIRE_CONFI
 from __future__ import annotations
 
 import argparse
+import difflib
 import ipaddress
 import os
 import re
@@ -102,6 +103,7 @@ class Config(BaseSettings):
         env_prefix="LOSSWIRE_",
         frozen=True,
         extra="forbid",
+        allow_inf_nan=False,
         cli_prog_name="losswire-server",
         cli_kebab_case=True,
         cli_implicit_flags=True,
@@ -168,10 +170,14 @@ class Config(BaseSettings):
     max_stored_bytes: int = Field(
         64 * MIB, ge=0, le=MAX_BYTES, description="Bytes of class weights kept for later requests."
     )
-    body_timeout_s: float = Field(30.0, gt=0, description="Seconds without a frame after which a call is ended.")
-    idle_timeout_s: float = Field(300.0, gt=0, description="Seconds a stream may idle between two evaluations.")
+    body_timeout_s: float = Field(
+        30.0, gt=0, le=86_400, description="Seconds without a frame after which a call is ended."
+    )
+    idle_timeout_s: float = Field(
+        300.0, gt=0, le=86_400, description="Seconds a stream may idle between two evaluations."
+    )
     default_deadline_s: float = Field(
-        600.0, gt=0, description="Seconds for one evaluation whose caller set no deadline."
+        600.0, gt=0, le=86_400, description="Seconds for one evaluation whose caller set no deadline."
     )
     watchdog_s: float = Field(
         60.0,
@@ -182,8 +188,10 @@ class Config(BaseSettings):
     max_connection_age_s: float = Field(
         600.0, ge=1, le=86_400, description="Seconds, give or take 10 %, after which clients connect anew."
     )
-    drain_wait_s: float = Field(1.0, ge=0, description="Seconds from not-serving to closing, for balancers to notice.")
-    drain_grace_s: float = Field(30.0, ge=0, description="Seconds for calls in flight to finish after that.")
+    drain_wait_s: float = Field(
+        1.0, ge=0, le=86_400, description="Seconds from not-serving to closing, for balancers to notice."
+    )
+    drain_grace_s: float = Field(30.0, ge=0, le=86_400, description="Seconds for calls in flight to finish after that.")
 
     otlp_endpoint: str | None = Field(
         None,
@@ -258,12 +266,21 @@ class Config(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_runs(self) -> Self:
+        if self.runs and self.max_runs != DEFAULT_MAX_RUNS:
+            raise ValueError("max_runs: given beside runs, each of which has counters of its own; give one of them")
+        return self
+
 
 class _SettingsFile(TomlConfigSettingsSource):
     """The file, each of whose keys counts, or is refused."""
 
     def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
-        settings = super()._read_file(file_path)
+        try:
+            settings = super()._read_file(file_path)
+        except ValueError as error:
+            raise SettingsError(f"{file_path}: {error}") from error
         if "config" in map(str.lower, settings):
             raise SettingsError(f"{file_path} names another file with settings, which would not be read")
         for name in settings:
@@ -297,6 +314,7 @@ def load_config(arguments: Sequence[str]) -> Config:
         if not argument.isprintable():
             # pydantic reads no further than to the end of a line.
             raise ConfigError(f"{argument!r} is refused: expected a flag of printable characters")
+    _check_given_once(arguments)
     path = _path_of_file(arguments)
     if path is not None and not Path(path).is_file():
         raise ConfigError(f"config: {path} is not a file that can be read")
@@ -330,6 +348,23 @@ def unread_variables() -> list[str]:
     return sorted(name for name in os.environ if name.lower().startswith(prefix) and name.lower() not in names)
 
 
+def _check_given_once(arguments: Sequence[str]) -> None:
+    """Refuse a flag that is given twice and not alike, of which argparse takes the last; lists add up.
+
+    Raises:
+        ConfigError: if there is one.
+    """
+    given: dict[str, str] = {}
+    for argument, following in zip(arguments, (*arguments[1:], "--"), strict=False):
+        if not argument.startswith("--"):
+            continue
+        flag, has_value, _ = argument.partition("=")
+        written = argument if has_value or following.startswith("--") else f"{argument}={following}"
+        name = flag.removeprefix("--").removeprefix("no-")
+        if name != "runs" and given.setdefault(name, written) != written:
+            raise ConfigError(f"{name.replace('-', '_')}: {given[name]} and {written} are both given; expected one")
+
+
 def _path_of_file(arguments: Sequence[str]) -> str | None:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", default=os.environ.get("LOSSWIRE_CONFIG"))
@@ -349,8 +384,21 @@ def _describe_whole(error: Exception) -> str:
     return f"config: {error}" if of_flags == str(error) else f"{of_flags}; {_HELP}"
 
 
+_FORMS: Final = {
+    "device": "auto, cpu, cuda or cuda:N",
+    "otlp_endpoint": "an http or https URL of a host, and its port, such as http://localhost:4317",
+}
+"""What the patterns of settings accept, in words."""
+
+
 def _describe(error: object) -> str:
     assert isinstance(error, dict)
     name = ".".join(map(str, error["loc"]))
     message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(name, Config.model_fields, 1)
+        perhaps = f" (perhaps {nearest[0]} is meant)" if nearest else ""
+        message = f"there is no such setting{perhaps}; losswire-server --help lists all"
+    elif error["type"] == "string_pattern_mismatch":
+        message = f"expected {_FORMS[name]}"
     return f"{name}: {error['input']!r} is refused: {message}" if name else message

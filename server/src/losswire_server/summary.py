@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from losswire.v1 import GetInfoResponse
-from losswire_server.config import Config
+from losswire_server.config import Config, unread_variables
 from losswire_server.ports import StartError
 
 
@@ -74,6 +74,9 @@ def print_summary(config: Config, info: GetInfoResponse, addresses: Addresses) -
     }
     if info.processes == 1:
         del rows["processes"]
+    # Here as well as in the log, which may leave warnings out.
+    if unread := unread_variables():
+        rows["variables not read"] = ", ".join(unread)
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
         table.add_row(name, value)

@@ -34,6 +34,14 @@ def test_a_kilobyte_lost_with_every_call_is_seen() -> None:
     assert [what.partition(" ")[0] for what in faults(samples(1024))] == ["memory", "memory"]
 
 
+def test_a_soak_that_is_too_short_tells_the_slope_and_does_not_judge_it() -> None:
+    findings = soak.judge(samples(100), IDLE, IDLE, (), slope_counts=False)
+    assert all(finding.well for finding in findings)
+    [slope] = [finding.what for finding in findings if "per 100,000 calls" in finding.what]
+    assert slope.endswith(" (not judged in less than 10 min)")
+    assert faults(samples(100)) == [slope.partition(" (")[0]]
+
+
 def test_what_outlasts_its_calls_is_seen() -> None:
     after = Vitals(resident_bytes=300 * MIB, files=23, threads=18, calls=0, waiting_calls=0, reserved_bytes=65536)
     assert faults(samples(0), after) == [

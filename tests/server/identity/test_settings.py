@@ -52,9 +52,16 @@ def mistakes(tmp_path: Path, text: str) -> list[str]:
         (TENANT, "tenants: a has a token whose name is none of tokens; expected one of: none"),
         (TOKEN + TENANT + TENANT, "tenants: a is there twice; expected each once"),
         (TOKEN + TOKEN + TENANT, "tokens: ci is there twice; expected each once"),
-        (TOKEN + TENANT.replace('"a"', '"default"'), 'and "default" to be [default] alone'),
+        (
+            TOKEN + TENANT.replace('"a"', '"default"'),
+            "tenants: default is what [default] is called; expected another name",
+        ),
         (TOKEN + TENANT + TENANT.replace('"a"', '"b"'), 'members: {"token":"ci"} is there twice'),
-        (TOKEN + TENANT.replace('"a"', '"A b"'), "tenants.0.name: 'A b' is refused: "),
+        (
+            TOKEN + TENANT.replace('"a"', '"A b"'),
+            "tenants.0.name: 'A b' is refused: expected 1 to 63 of the characters",
+        ),
+        (TOKEN + TENANT + "weight = nan", "tenants.0.weight: nan is refused: Input should be a finite number"),
         (TOKEN + TENANT + "weight = 0", "tenants.0.weight: 0 is refused: Input should be greater than 0"),
         (TOKEN + TENANT + "max_share = 1.5", "tenants.0.max_share: 1.5 is refused: "),
         (TOKEN + TENANT + 'scopes = ["admin"]', "tenants.0.scopes"),
@@ -65,7 +72,24 @@ def mistakes(tmp_path: Path, text: str) -> list[str]:
         ),
         (TOKEN + TENANT + 'runs = ["*"]', "tenants.0.runs.0: '*' is refused: "),
         (TOKEN + TENANT + 'runs = ["a*"]', "tenants.0.runs.0: 'a*' is refused: "),
-        (TOKEN + TENANT + "share = 1", "tenants.0.share: 1 is refused: Extra inputs are not permitted"),
+        (
+            TOKEN + TENANT + "share = 1",
+            "tenants.0.share: 1 is refused: there is no such key here; expected one of: weight, max_share, scopes, ",
+        ),
+        (
+            TOKEN + "sha = 1\n" + TENANT,
+            "tokens.0.sha: there is no such key here; expected one of: name, sha256, expires",
+        ),
+        (
+            TOKEN + TENANT.replace(" }", ', name = "b" }'),
+            "expected one of: spiffe, dns, token, issuer, subject, claim, value",
+        ),
+        (
+            "[defaults]",
+            "there is no such key here; expected one of: tokens_without_tls, tokens, issuers",
+        ),
+        ("[default]\nname = 1", "default.name: 1 is refused: there is no such key here; expected one of: weight,"),
+        ('[[issuers]]\nkey = "k"', "expected one of: issuer, audiences, jwks, scope_claim, scope_prefix"),
         (
             TOKEN + TENANT.replace('token = "ci"', ""),
             "tenants.0.members.0: expected one of spiffe, dns, token and issuer",
@@ -196,6 +220,13 @@ BY_DNS = TENANT.replace('token = "ci"', 'dns = "a.example"')
         (TOKEN + TENANT, {**BEYOND, **TLS}, None),
         (TOKEN + TENANT, BEYOND, "tokens would travel readable to 0.0.0.0:0; give tls_certificate and tls_key, or"),
         ("tokens_without_tls = true\n" + TOKEN + TENANT, BEYOND, None),
+        (TOKEN + TENANT + 'runs = ["a/*"]', {"runs": ["b", "a/1"]}, None),
+        (TOKEN + TENANT + "runs = []", {"runs": ["b"]}, None),
+        (
+            TOKEN + TENANT + 'runs = ["a"]',
+            {"runs": ["b", "c"]},
+            "tenant a may name a, and runs lists none of these; expected some of: b, c",
+        ),
         (BY_DNS, MUTUAL, None),
         (BY_DNS, TLS, "a.example is to be known by a client certificate, and tls_client_ca is absent"),
         ("[default]", MUTUAL, None),

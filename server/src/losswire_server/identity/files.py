@@ -19,10 +19,21 @@ def read_gate(path: Path, config: Config) -> tuple[Gate, tuple[Path, ...]]:
     """
     settings = read_settings(path)
     _check_transport(path, settings, config)
+    _check_runs(path, settings, config)
     # Relative to the file that names them, as both are mounted together.
     files = {each.issuer: path.parent / each.jwks for each in settings.issuers}
     issuers = {each.issuer: Issuer(each, read_jwks(files[each.issuer])) for each in settings.issuers}
     return Gate(settings, issuers), (path, *files.values())
+
+
+def _check_runs(path: Path, settings: IdentitySettings, config: Config) -> None:
+    for name, shares in settings.shares_by_name.items():
+        tenant = shares.tenant_named(name)
+        if tenant.runs and config.runs and not any(map(tenant.may_name, config.runs)):
+            raise IdentityError(
+                f"identity {path}: tenant {name} may name {', '.join(tenant.runs)}, and runs lists none of these; "
+                f"expected some of: {', '.join(config.runs)}"
+            )
 
 
 def _check_transport(path: Path, settings: IdentitySettings, config: Config) -> None:

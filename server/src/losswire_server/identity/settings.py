@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -85,7 +85,7 @@ Scopes = Annotated[frozenset[Scope], Field(min_length=1)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -235,8 +235,13 @@ class IdentitySettings(_Part):
     @property
     def tenant_weights(self) -> dict[str, float]:
         """The weight of each tenant there is, by name."""
-        weights = {each.name: each.weight for each in self.tenants}
-        return weights if self.default is None else {**weights, EVERYONE.name: self.default.weight}
+        return {name: each.weight for name, each in self.shares_by_name.items()}
+
+    @property
+    def shares_by_name(self) -> dict[str, Shares]:
+        """What each tenant there is gets, by name."""
+        shares: dict[str, Shares] = {each.name: each for each in self.tenants}
+        return shares if self.default is None else {**shares, EVERYONE.name: self.default}
 
     @property
     def _listed_runs(self) -> tuple[str, ...]:
@@ -267,14 +272,15 @@ class IdentitySettings(_Part):
             "tokens": [each.name for each in self.tokens],
             "sha256 of tokens": [digest for each in self.tokens for digest in each.sha256],
             "issuers": [each.issuer for each in self.issuers],
-            "tenants": [*(each.name for each in self.tenants), EVERYONE.name],
+            "tenants": [each.name for each in self.tenants],
             "members": members,
         }
         for what, all_of_them in names.items():
             for name, count in Counter(all_of_them).items():
                 if count > 1:
-                    taken = f"{what}: {name} is there twice; expected each once"
-                    yield f'{taken}, and "{name}" to be [default] alone' if name == EVERYONE.name else taken
+                    yield f"{what}: {name} is there twice; expected each once"
+        if EVERYONE.name in names["tenants"]:
+            yield f"tenants: {EVERYONE.name} is what [{EVERYONE.name}] is called; expected another name"
 
     def _unknown(self) -> Iterable[str]:
         tokens, issuers = {each.name for each in self.tokens}, {each.issuer for each in self.issuers}
@@ -312,10 +318,30 @@ def read_settings(path: Path) -> IdentitySettings:
         raise IdentityError("\n".join(f"identity {path}: {line}" for line in lines)) from error
 
 
+_PARTS: Final[Mapping[str, type[_Part]]] = {
+    "": IdentitySettings,
+    "tokens": StaticToken,
+    "issuers": IssuerSettings,
+    "tenants": TenantSettings,
+    "members": Member,
+    "default": Shares,
+}
+"""What each table of the file is, by the key that holds it."""
+
+_NAME_FORM: Final = "1 to 63 of the characters a-z, 0-9 and -, the first and the last no -"
+"""What the one pattern of the file accepts, that of a tenant's name."""
+
+
 def _describe(error: Any) -> list[str]:
     name = ".".join(map(str, error["loc"]))
     # As TOML calls them.
     message = str(error["msg"]).replace("tuple", "array").replace("dictionary", "table")
+    if error["type"] == "extra_forbidden":
+        above = [part for part in error["loc"][:-1] if isinstance(part, str)]
+        keys = _PARTS[above[-1] if above else ""].model_fields
+        message = f"there is no such key here; expected one of: {', '.join(keys)}"
+    elif error["type"] == "string_pattern_mismatch":
+        message = f"expected {_NAME_FORM}"
     lines = message.removeprefix("Value error, ").splitlines()
     if not name:
         return lines

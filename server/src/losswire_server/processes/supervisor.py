@@ -147,10 +147,12 @@ class Supervisor:
                 return
             deaths = 1 if self._loop.time() - started_at >= STABLE_S else deaths + 1
             reason = death.reason
-            _log.error("process ended", process=number, pid=death.pid, reason=reason, deaths=deaths)
             if not self._started.is_set():
+                # The one line in which a server that cannot start says why.
                 self._fail(StartError(reason if death.told else f"process {number} cannot start: {reason}"))
-            elif deaths >= MAX_DEATHS:
+                return
+            _log.error("process ended", process=number, pid=death.pid, reason=reason, deaths=deaths)
+            if deaths >= MAX_DEATHS:
                 message = f"process {number} died {deaths} times in a row; last, {reason}"
                 self._fail(ProcessesDiedError(message, EXIT_CODE if death.code == EXIT_CODE else 1))
             else:
@@ -222,7 +224,8 @@ class Supervisor:
 
     async def _drain(self, keepers: Sequence[asyncio.Task[None]]) -> None:
         """Report not ready, then have every process finish what is in flight; kill what does not end."""
-        _log.info("draining", wait_s=self._config.drain_wait_s, grace_s=self._config.drain_grace_s)
+        if not isinstance(self._failure, StartError):
+            _log.info("draining", wait_s=self._config.drain_wait_s, grace_s=self._config.drain_grace_s)
         self._update()
         self._signal(signal.SIGTERM)
         ended = asyncio.gather(*keepers)
