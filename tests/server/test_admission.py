@@ -75,67 +75,136 @@ BUDGET_BYTES = 32 * MESSAGE_BYTES
 LARGE_BYTES = 20 * MESSAGE_BYTES
 
 
+def grow(reservation: Reservation, byte_count: int) -> asyncio.Task[None]:
+    return asyncio.ensure_future(reservation.resize(byte_count))
+
+
 @in_loop
-async def test_small_calls_pass_a_large_one_that_does_not_fit_and_leave_it_the_rest_of_the_budget() -> None:
-    budget = ByteBudget(BUDGET_BYTES, max_waiting=20, max_wait_s=FOR_EVER_S)
-    holder, large = await reserve(budget, LARGE_BYTES), start(reserve(budget, LARGE_BYTES))
-    small = [start(reserve(budget, MESSAGE_BYTES)) for _ in range(6)]
+async def test_what_has_begun_goes_before_what_is_new() -> None:
+    budget = ByteBudget(100, max_waiting=10, max_wait_s=FOR_EVER_S)
+    holder, begun = await reserve(budget, 60), await reserve(budget, 20)
+    new = start(reserve(budget, 40))
     await steps()
-    # Of 12 messages that would fit, an eighth of the budget.
-    assert [task.done() for task in small] == [True] * 4 + [False] * 2
-    small[0].result().let_go()
+    later = start(reserve(budget, 10))
+    # It fits, and does not wait behind those who hold nothing.
+    await grow(begun, 40)
+    assert not new.done()
+    growing = grow(begun, 60)
     await steps()
-    assert [task.done() for task in small] == [True] * 5 + [False]
-    assert not large.done()
     holder.let_go()
     await steps()
-    # Its turn came before the one that may not pass.
-    assert large.done()
-    assert small[5].done()
+    assert growing.done()
+    assert (new.done(), later.done()) == (True, False)
 
 
 @in_loop
-async def test_what_those_hold_who_wait_for_much_keeps_nobody_from_passing() -> None:
+async def test_new_calls_pass_one_that_cannot_go_on_and_leave_it_the_rest_of_the_budget() -> None:
     budget = ByteBudget(BUDGET_BYTES, max_waiting=20, max_wait_s=FOR_EVER_S)
-    holder = await reserve(budget, LARGE_BYTES)
-    begun = [await reserve(budget, MESSAGE_BYTES) for _ in range(4)]
-    growing = [asyncio.ensure_future(each.resize(LARGE_BYTES)) for each in begun]
+    holder, large = await reserve(budget, LARGE_BYTES), await reserve(budget, MESSAGE_BYTES)
+    growing = grow(large, LARGE_BYTES)
+    new = [start(reserve(budget, MESSAGE_BYTES)) for _ in range(6)]
     await steps()
-    passing = [start(reserve(budget, MESSAGE_BYTES)) for _ in range(5)]
+    # Of 11 messages that would fit, an eighth of the budget.
+    assert [task.done() for task in new] == [True] * 4 + [False] * 2
+    # Those who have begun go on as they fit, and what they hold counts.
+    await new[0].result().resize(2 * MESSAGE_BYTES)
+    new[1].result().let_go()
     await steps()
-    assert [task.done() for task in passing] == [True] * 4 + [False]
-    for task in growing:
-        task.cancel()
+    assert [task.done() for task in new] == [True] * 4 + [False] * 2
+    new[2].result().let_go()
     await steps()
-    # Those who gave up are small again, and nobody large waits.
-    assert passing[4].done()
-    for reservation in (holder, *begun, *(task.result() for task in passing)):
+    assert [task.done() for task in new] == [True] * 5 + [False]
+    assert not growing.done()
+    holder.let_go()
+    await steps()
+    assert growing.done()
+    assert new[5].done()
+    for reservation in (large, *(new[number].result() for number in (0, 3, 4, 5))):
         reservation.let_go()
-    assert (budget.used_bytes, budget._small_bytes) == (0, 0)
+    assert (budget.used_bytes, budget._passing_bytes) == (0, 0)
 
 
 @in_loop
-async def test_neither_large_calls_pass_nor_small_ones_each_other() -> None:
+async def test_what_came_in_past_a_call_no_longer_counts_once_that_has_its_bytes() -> None:
     budget = ByteBudget(BUDGET_BYTES, max_waiting=20, max_wait_s=FOR_EVER_S)
-    holder, large = await reserve(budget, BUDGET_BYTES - 1), start(reserve(budget, LARGE_BYTES))
-    others = [start(reserve(budget, byte_count)) for byte_count in (2 * MESSAGE_BYTES + 1, MESSAGE_BYTES, 1)]
-    await steps()
-    assert not any(task.done() for task in (large, *others))
-    await holder.resize(LARGE_BYTES)
-    await steps()
-    assert [task.done() for task in (large, *others)] == [False, False, True, True]
+    large = await reserve(budget, MESSAGE_BYTES)
+    kept = []
+    for _ in range(3):
+        holder = await reserve(budget, LARGE_BYTES)
+        growing = grow(large, LARGE_BYTES)
+        await steps()
+        kept += [await reserve(budget, MESSAGE_BYTES) for _ in range(2)]
+        holder.let_go()
+        await growing
+        await large.resize(MESSAGE_BYTES)
+    assert len(kept) == 6  # more than an eighth, and never more than that past one call
 
 
 @in_loop
-async def test_small_calls_of_a_tenant_pass_a_large_one_for_which_its_share_has_no_room() -> None:
-    budget = ByteBudget(BUDGET_BYTES, max_waiting=20, max_wait_s=FOR_EVER_S)
-    half = Tenant("half", max_share=0.5)
-    held = await reserve_for(budget, half, 10 * MESSAGE_BYTES)
-    large, small = (start(reserve_for(budget, half, count * MESSAGE_BYTES)) for count in (8, 1))
+async def test_those_who_have_begun_pass_one_who_needs_more_than_there_is() -> None:
+    budget = ByteBudget(100, max_waiting=10, max_wait_s=FOR_EVER_S)
+    begun = [await reserve(budget, 20) for _ in range(4)]
+    waiting = grow(begun[0], 60)
+    await grow(begun[1], 40)
+    assert not waiting.done()
+    begun[1].let_go()
+    await waiting
+
+
+@in_loop
+async def test_where_all_hold_and_all_wait_the_newest_is_refused_at_once_and_the_others_go_on() -> None:
+    budget = ByteBudget(100, max_waiting=10, max_wait_s=FOR_EVER_S)
+    begun = [await reserve(budget, 25) for _ in range(4)]
+    growing = [grow(each, 30) for each in begun]
     await steps()
-    assert [large.done(), small.done()] == [False, True]
-    held.let_go()
-    await asyncio.gather(large, small)
+    assert [task.done() for task in growing] == [False, False, False, True]
+    assert isinstance(growing[3].exception(), OverloadedError)
+    begun[3].let_go()
+    await asyncio.gather(*growing[:3])
+    assert budget.used_bytes == 90
+
+
+def test_callers_that_come_all_at_once_and_need_a_little_more_than_they_asked_for_are_served() -> None:
+    async def main() -> int:
+        budget = ByteBudget(126 * MESSAGE_BYTES, max_waiting=1024, max_wait_s=FOR_EVER_S)
+        done = 0
+
+        async def call() -> None:
+            nonlocal done
+            reservation = await reserve(budget, MESSAGE_BYTES)
+            try:
+                await reservation.resize(MESSAGE_BYTES + 65536)
+                await asyncio.sleep(0)
+                done += 1
+            except OverloadedError:
+                pass
+            finally:
+                reservation.let_go()
+
+        for _ in range(3):
+            await asyncio.gather(*(call() for _ in range(300)))
+        assert (budget.used_bytes, budget.waiting) == (0, 0)
+        return done
+
+    # A few make way for all others.
+    assert asyncio.run(main()) >= 3 * 300 * 0.9
+
+
+@in_loop
+async def test_a_new_call_of_a_tenant_goes_before_those_begun_of_one_that_holds_more() -> None:
+    budget = ByteBudget(100, max_waiting=10, max_wait_s=FOR_EVER_S)
+    busy = [await reserve_for(budget, BUSY, 25) for _ in range(4)]
+    quiet = start(reserve_for(budget, QUIET, 30))
+    growing = [grow(each, 26) for each in busy[:2]]
+    await steps()
+    busy[3].let_go()
+    await steps()
+    assert not quiet.done()
+    assert not any(task.done() for task in growing)
+    busy[2].let_go()
+    await steps()
+    assert quiet.done()
+    assert all(task.done() for task in growing)
 
 
 @in_loop
@@ -310,7 +379,7 @@ def test_after_any_mixture_of_calls_growth_and_cancellation_nothing_is_held_or_f
             task.cancel()
         ended = await asyncio.gather(*calls, return_exceptions=True)
         assert {type(each) for each in ended} <= {type(None), asyncio.CancelledError, OverloadedError}
-        assert (budget.used_bytes, budget.waiting, budget._small_bytes) == (0, 0, 0)
+        assert (budget.used_bytes, budget.waiting, budget._passing_bytes) == (0, 0, 0)
         assert (await reserve(budget, 100)).byte_count == 100
 
     asyncio.run(main())
@@ -482,7 +551,7 @@ def test_after_any_mixture_of_tenants_growth_and_cancellation_nothing_is_held_or
             task.cancel()
         ended = await asyncio.gather(*calls, return_exceptions=True)
         assert {type(each) for each in ended} <= {type(None), asyncio.CancelledError, OverloadedError}
-        assert (budget.used_bytes, budget.waiting, budget._small_bytes) == (0, 0, 0)
+        assert (budget.used_bytes, budget.waiting, budget._passing_bytes) == (0, 0, 0)
         assert [budget.share_of(tenant).used_bytes for tenant in tenants] == [0] * len(tenants)
 
     asyncio.run(main())

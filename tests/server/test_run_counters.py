@@ -134,6 +134,15 @@ def test_a_run_of_another_tenant_is_refused_and_only_ones_own_are_told() -> None
         counters.check("mine/1", Tenant("b", runs=()))
 
 
+def test_a_refusal_names_some_of_many_runs() -> None:
+    many = tuple(f"run-{number:03}" for number in range(200))
+    told = r"one of: run-000, .*, run-009 and 190 more$"
+    with pytest.raises(PermissionDeniedError, match=told):
+        RunCounters().check("other-run", Tenant("a", runs=many))
+    with pytest.raises(InvalidRequestError, match="run-009 and 190 more"):
+        RunCounters(many).check("other-run")
+
+
 def test_a_tenant_that_lists_no_runs_may_name_those_that_no_other_lists() -> None:
     counters, tenant = RunCounters(), Tenant("b", taken_runs=("mine/*",))
     counters.check("theirs/1", tenant)

@@ -179,6 +179,8 @@ def test_a_tenant_that_is_gone_leaves_nothing() -> None:
     fill(store.of(B), 4)
     store.forget_all_but(["b", "c"])
     assert (held(store.of(A)), held(store.of(B))) == ([], [0, 1, 2, 3])
+    # Of a call that was still under way.
+    assert not store.of(A).put(digest(0), weight())
     assert store.used_bytes == 4 * WEIGHT_BYTES
 
 

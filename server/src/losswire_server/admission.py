@@ -19,28 +19,25 @@ from losswire_server.tenants import EVERYONE, Tenant
 MIN_RETRY_AFTER_S: Final = 0.1
 """Least delay that a refused call is told: a retry at once would be refused as well."""
 
-SMALL_BYTES: Final = 2 * MESSAGE_BYTES
-"""What a small call holds at most: what came of a stream and waits for its counterpart, and the message that brings it.
-
-A tenant may hold as much whatever its share, and small calls may pass a larger one.
-"""
+MIN_SHARE_BYTES: Final = 2 * MESSAGE_BYTES
+"""Least that a tenant may hold: what came of a stream and waits for its counterpart, and the message that brings it."""
 
 PASSING_SHARE: Final = 1 / 8
-"""How much of a budget small calls may hold where they pass a large one: the rest is left to come free for that."""
+"""How much of a budget calls may hold that came in past one that had begun and could not go on for want of more."""
 
 
 class Share:
     """What one tenant holds of a budget.
 
     Attributes:
-        limit_bytes: Most that it may hold: its `max_share`, and never less than `SMALL_BYTES`.
+        limit_bytes: Most that it may hold: its `max_share`, and never less than `MIN_SHARE_BYTES`.
     """
 
     __slots__ = ("__weakref__", "limit_bytes", "tenant", "used_bytes")
 
     def __init__(self, tenant: Tenant, capacity_bytes: int) -> None:
         self.tenant = tenant
-        self.limit_bytes = min(capacity_bytes, max(int(capacity_bytes * tenant.max_share), SMALL_BYTES))
+        self.limit_bytes = min(capacity_bytes, max(int(capacity_bytes * tenant.max_share), MIN_SHARE_BYTES))
         self.used_bytes = 0
 
     @property
@@ -51,32 +48,30 @@ class Share:
 
 @dataclass(slots=True, eq=False)
 class _Turn:
-    """A call that waits to hold `after_bytes` in place of `before_bytes`."""
+    """A call that waits to hold `byte_count` bytes, and what it holds meanwhile."""
 
+    reservation: Reservation
+    byte_count: int
+    held_bytes: int
     granted: asyncio.Future[None]
-    before_bytes: int
-    after_bytes: int
 
-    @property
-    def is_small(self) -> bool:
-        return self.after_bytes <= SMALL_BYTES
-
-    @property
     def is_granted(self) -> bool:
         return self.granted.done() and not self.granted.cancelled() and self.granted.exception() is None
-
-
-def _if_small(byte_count: int) -> int:
-    return byte_count if byte_count <= SMALL_BYTES else 0
 
 
 class ByteBudget:
     """Bytes that all calls together may hold in memory. Belongs to one event loop.
 
     A call that does not fit waits its turn, but not for long and not among too many: a queue without bound serves
-    nobody once it is longer than its callers' patience. Tenants take turns by weight in bytes, and each tenant's calls
-    are first come first served, but that small ones pass a large one that does not fit. Where too many wait, the newest
-    of the tenant with the longest line is refused.
+    nobody once it is longer than its callers' patience.
+
+    What has begun goes before what is new: a call that holds something and needs more keeps others from what it holds,
+    and what it has been sent is lost if it is given up. A new one goes first only where its tenant holds less, by
+    weight. Those that have begun go on as they fit, and new ones come in past one that does not, up to an eighth of the
+    budget. Where all that is held is held by those that wait, the newest of them is refused.
+
+    Tenants take turns by weight in bytes, and each tenant's new calls are first come first served. Where too many wait,
+    the newest of the tenant with the longest line is refused.
 
     Attributes:
         make_room: Called when a call has to wait.
@@ -88,9 +83,13 @@ class ByteBudget:
         self.make_room: Callable[[], None] = lambda: None
         self._max_waiting = max_waiting
         self._max_wait_s = max_wait_s
-        self._waiting: FairQueue[_Turn] = FairQueue()
-        # What small calls hold that do not wait for more.
-        self._small_bytes = 0
+        # Calls that hold nothing yet, and those that need more than they hold.
+        self._arriving: FairQueue[_Turn] = FairQueue()
+        self._growing: FairQueue[_Turn] = FairQueue()
+        # What the latter hold.
+        self._stuck_bytes = 0
+        # What those hold that came in past one of them, as long as any waits: this is how often none did.
+        self._passing_bytes = self._round = 0
         self._everyone = Share(EVERYONE, capacity_bytes)
         # Those of tenants that have calls.
         self._shares: WeakValueDictionary[Tenant, Share] = WeakValueDictionary()
@@ -98,16 +97,20 @@ class ByteBudget:
     @property
     def waiting(self) -> int:
         """Calls that wait for their bytes."""
-        return len(self._waiting)
+        return self._arriving.count + self._growing.count
 
     @property
     def lacking_bytes(self) -> int:
         """Bytes that must come free for all calls that wait; <= 0 where only their tenants' shares are full."""
-        wanted_bytes = 0
-        for tenant in self._waiting.tenants():
-            share = self.share_of(tenant)
-            wanted_bytes += min(int(self._waiting.cost_of(tenant)), share.limit_bytes - share.used_bytes)
-        return wanted_bytes - (self.capacity_bytes - self.used_bytes)
+        wanted: dict[Tenant, int] = {}
+        for queue in (self._arriving, self._growing):
+            for tenant in queue.tenants():
+                wanted[tenant] = wanted.get(tenant, 0) + int(queue.cost_of(tenant))
+        shares = {tenant: self.share_of(tenant) for tenant in wanted}
+        free_bytes = self.capacity_bytes - self.used_bytes
+        return (
+            sum(min(wanted[each], share.limit_bytes - share.used_bytes) for each, share in shares.items()) - free_bytes
+        )
 
     def share_of(self, tenant: Tenant) -> Share:
         """What a tenant holds."""
@@ -120,23 +123,24 @@ class ByteBudget:
 
     def is_wanted(self, share: Share) -> bool:
         """Whether someone waits who may have bytes of this share: its own tenant, or one that holds less by weight."""
-        for tenant in self._waiting.tenants():
-            other = self.share_of(tenant)
-            may_have = other.level <= share.level and self._fits_share(tenant, self._waiting.first_cost_of(tenant))
-            if other is share or may_have:
-                return True
+        for queue in (self._arriving, self._growing):
+            for tenant in queue.tenants():
+                other = self.share_of(tenant)
+                may_have = other.level <= share.level and self._fits_share(tenant, queue.first_cost_of(tenant))
+                if other is share or may_have:
+                    return True
         return False
 
-    def _try_take(self, share: Share, before_bytes: int, after_bytes: int) -> bool:
-        """Have a call hold so much in place of so much if nobody has to wait for that; whether so."""
-        waiting, byte_count = self._waiting.count, after_bytes - before_bytes
-        if byte_count > 0 and (
+    def _try_take(self, reservation: Reservation, byte_count: int) -> bool:
+        """Have a call hold so much if nobody has to wait for that; whether so."""
+        waiting, more_bytes, share = self.waiting, byte_count - reservation.byte_count, reservation.share
+        if more_bytes > 0 and (
             waiting
-            or self.used_bytes + byte_count > self.capacity_bytes
-            or share.used_bytes + byte_count > share.limit_bytes
+            or self.used_bytes + more_bytes > self.capacity_bytes
+            or share.used_bytes + more_bytes > share.limit_bytes
         ):
             return False
-        self._add(share, before_bytes, after_bytes)
+        self._hold(reservation, byte_count)
         if waiting:
             self._admit_waiting()
         return True
@@ -148,32 +152,35 @@ class ByteBudget:
             other.used_bytes += byte_count
             self._admit_waiting()
 
-    async def _take(self, share: Share, before_bytes: int, after_bytes: int) -> None:
-        tenant = share.tenant
-        if self._waiting.count_of(tenant) >= max(self._max_waiting * tenant.max_share, min(self._max_waiting, 1)):
-            raise self._refusal()
-        if len(self._waiting) >= self._max_waiting:
-            self._push_out(tenant)
-        await self._wait(share, _Turn(asyncio.get_running_loop().create_future(), before_bytes, after_bytes))
+    async def _take(self, reservation: Reservation, byte_count: int) -> None:
+        tenant, is_new = reservation.share.tenant, not reservation.byte_count
+        if is_new:
+            most = max(self._max_waiting * tenant.max_share, min(self._max_waiting, 1))
+            if self._arriving.count_of(tenant) >= most:
+                raise self._refusal()
+        if self.waiting >= self._max_waiting:
+            self._push_out(tenant if is_new else None)
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await self._wait(_Turn(reservation, byte_count, reservation.byte_count, granted))
 
-    def _push_out(self, newcomer: Tenant) -> None:
-        """Refuse a call of the tenant with the longest line: the newcomer, if it is its own."""
-        longest = self._waiting.last_of_longest()
+    def _push_out(self, newcomer: Tenant | None) -> None:
+        """Refuse a new call of the tenant with the longest line: the newcomer, if it is new and its own."""
+        longest = self._arriving.last_of_longest()
         if longest is None:
             raise self._refusal()
         tenant, turn = longest
-        count, newcomers = self._waiting.count_of(tenant), self._waiting.count_of(newcomer) + 1
-        if tenant == newcomer or newcomers / newcomer.weight >= count / tenant.weight:
-            raise self._refusal()
-        self._waiting.discard(tenant, turn)
-        if not turn.granted.done():
-            turn.granted.set_exception(self._refusal())
+        if newcomer is not None:
+            count, newcomers = self._arriving.count_of(tenant), self._arriving.count_of(newcomer) + 1
+            if tenant == newcomer or newcomers / newcomer.weight >= count / tenant.weight:
+                raise self._refusal()
+        self._refuse(turn)
 
-    async def _wait(self, share: Share, turn: _Turn) -> None:
-        self._waiting.push(share.tenant, turn, turn.after_bytes - turn.before_bytes)
-        self._small_bytes -= _if_small(turn.before_bytes)
+    async def _wait(self, turn: _Turn) -> None:
+        queue = self._growing if turn.held_bytes else self._arriving
+        queue.push(turn.reservation.share.tenant, turn, turn.byte_count - turn.held_bytes)
+        self._stuck_bytes += turn.held_bytes
         self._admit_waiting()
-        if turn.granted.done():
+        if turn.is_granted():
             return
         self.make_room()
         try:
@@ -184,56 +191,74 @@ class ByteBudget:
                 raise self._refusal() from None
             turn.granted.result()  # Its turn, or its refusal, came in the very step that ended the wait.
         except asyncio.CancelledError:
-            if turn.is_granted:
-                self._add(share, turn.after_bytes, turn.before_bytes)
+            if turn.is_granted():
+                self._hold(turn.reservation, turn.held_bytes)
             raise
         finally:
-            if not turn.is_granted:
-                self._small_bytes += _if_small(turn.before_bytes)
-            self._waiting.discard(share.tenant, turn)
+            self._leave(turn)
             self._admit_waiting()
 
     def _refusal(self) -> OverloadedError:
         return OverloadedError(retry_after_s=max(self._max_wait_s, MIN_RETRY_AFTER_S))
 
+    def _refuse(self, turn: _Turn) -> None:
+        self._leave(turn)
+        if not turn.granted.done():
+            turn.granted.set_exception(self._refusal())
+
+    def _leave(self, turn: _Turn) -> None:
+        """Wait no longer, if it has waited until now."""
+        queue, tenant = self._growing if turn.held_bytes else self._arriving, turn.reservation.share.tenant
+        if queue.discard(tenant, turn):
+            self._stuck_bytes -= turn.held_bytes
+
     def _admit_waiting(self) -> None:
-        while (found := self._next()) is not None:
-            tenant, turn = found
-            if turn.granted.done():
-                self._waiting.discard(tenant, turn)
-                continue
-            self._small_bytes += _if_small(turn.before_bytes)
-            self._add(self.share_of(tenant), turn.before_bytes, turn.after_bytes)
+        while (turn := self._next()) is not None:
+            reservation, queue = turn.reservation, self._growing if turn.held_bytes else self._arriving
+            if queue is self._arriving and self._growing.count:
+                reservation.passed_in = self._round
+            queue.take(reservation.share.tenant, turn)
+            self._stuck_bytes -= turn.held_bytes
+            self._hold(reservation, turn.byte_count)
             turn.granted.set_result(None)
-            self._waiting.take(tenant, turn)
+        if not self._growing.count:
+            self._round += 1
+            self._passing_bytes = 0
+        elif self._stuck_bytes == self.used_bytes and (newest := self._growing.last_of_longest()) is not None:
+            self._refuse(newest[1])
 
-    def _next(self) -> tuple[Tenant, _Turn] | None:
-        """Whose turn it is if that fits, and else who may pass; None where everyone has to wait."""
-        first = self._waiting.next(self._fits_share)
-        if first is not None:
-            tenant, turn, byte_count = first
-            if turn.granted.done() or self.used_bytes + byte_count <= self.capacity_bytes:
-                return tenant, turn
-            if turn.is_small:
-                return None
-        passing = self._waiting.next(self._may_pass, among=lambda turn: turn.is_small)
-        return None if passing is None else passing[:2]
+    def _next(self) -> _Turn | None:
+        """Whose turn it is; None where everyone has to wait."""
+        growing = self._growing.next(among=self._fits)
+        arriving = self._arriving.next(self._fits_share, among=lambda turn: not turn.granted.done())
+        if growing is not None and (
+            arriving is None or self.share_of(growing[0]).level <= self.share_of(arriving[0]).level
+        ):
+            return growing[1]
+        if arriving is None or not self._fits(arriving[1]):
+            return None
+        may_pass = self._passing_bytes + arriving[2] <= self.capacity_bytes * PASSING_SHARE
+        return arriving[1] if growing is not None or not self._growing.count or may_pass else None
 
-    def _may_pass(self, tenant: Tenant, byte_count: float) -> bool:
+    def _fits(self, turn: _Turn) -> bool:
+        more_bytes = turn.byte_count - turn.held_bytes
         return (
-            self.used_bytes + byte_count <= self.capacity_bytes
-            and self._small_bytes + byte_count <= self.capacity_bytes * PASSING_SHARE
-            and self._fits_share(tenant, byte_count)
+            not turn.granted.done()
+            and self.used_bytes + more_bytes <= self.capacity_bytes
+            and self._fits_share(turn.reservation.share.tenant, more_bytes)
         )
 
     def _fits_share(self, tenant: Tenant, byte_count: float) -> bool:
         share = self.share_of(tenant)
         return share.used_bytes + byte_count <= share.limit_bytes
 
-    def _add(self, share: Share, before_bytes: int, after_bytes: int) -> None:
-        self.used_bytes += after_bytes - before_bytes
-        share.used_bytes += after_bytes - before_bytes
-        self._small_bytes += _if_small(after_bytes) - _if_small(before_bytes)
+    def _hold(self, reservation: Reservation, byte_count: int) -> None:
+        more_bytes = byte_count - reservation.byte_count
+        self.used_bytes += more_bytes
+        reservation.share.used_bytes += more_bytes
+        if reservation.passed_in == self._round:
+            self._passing_bytes += more_bytes
+        reservation.byte_count = byte_count
 
 
 class Reservation:
@@ -243,11 +268,13 @@ class Reservation:
     to the budget only when the call and all its work have let go.
     """
 
-    __slots__ = ("_budget", "_holders", "byte_count", "share")
+    __slots__ = ("_budget", "_holders", "byte_count", "passed_in", "share")
 
     def __init__(self, budget: ByteBudget, byte_count: int, tenant: Tenant = EVERYONE) -> None:
         self._budget = budget
         self._holders = 1
+        # Of the budget's rounds the one in which it came in past those that needed more.
+        self.passed_in = -1
         self.share = budget.share_of(tenant)
         self.byte_count = byte_count
 
@@ -259,17 +286,14 @@ class Reservation:
 
     def try_resize(self, byte_count: int) -> bool:
         """Hold `byte_count` bytes from now on if that needs no waiting; whether so. Returning some needs none."""
-        if not self._budget._try_take(self.share, self.byte_count, byte_count):
-            return False
-        self.byte_count = byte_count
-        return True
+        return self._budget._try_take(self, byte_count)
 
     async def resize(self, byte_count: int) -> None:
         """Hold `byte_count` bytes from now on; returning some is immediate, taking more may wait or be refused.
 
         Raises:
             TooLargeError: if they exceed the whole budget, or the largest share of the tenant.
-            OverloadedError: if too many calls wait already, or this one did for `max_wait_s`.
+            OverloadedError: if too many calls wait already, this one did for `max_wait_s`, or nobody could go on.
         """
         if self.try_resize(byte_count):
             return
@@ -280,8 +304,7 @@ class Reservation:
             if limit_bytes < self._budget.capacity_bytes:
                 limit = "max_share of max_inflight_bytes is the tenant's limit"
             raise TooLargeError("the request", byte_count, limit_bytes, limit)
-        await self._budget._take(self.share, self.byte_count, byte_count)
-        self.byte_count = byte_count
+        await self._budget._take(self, byte_count)
 
     def hold(self) -> None:
         """Add a holder."""

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
+from weakref import WeakSet
 
 import torch
 
@@ -102,13 +103,14 @@ class BlockCutter:
         self._splits = splits_samples(parameters, logits_dtype.itemsize)
         # Where in the current sample the next block starts, once the sample is split.
         self._partial: PartialSample | None = None
+        self._partials: WeakSet[PartialSample] = WeakSet()
         self._labels = torch.empty(0)
         self._class = self._position = 0
 
     @property
-    def is_within_sample(self) -> bool:
-        """Whether a sample is evaluated in parts now, or is about to be: there is a running state of it."""
-        return self._partial is not None or (self._splits and self._may_split())
+    def states(self) -> int:
+        """Running states of samples in parts: those that jobs still have, and the one that the next will be given."""
+        return len(self._partials) + (self._partial is None and self._splits and self._may_split())
 
     def jobs(self) -> Iterator[Job]:
         """The blocks that are complete now."""
@@ -145,6 +147,7 @@ class BlockCutter:
         if not self._parameters.target_is_probabilities:
             self._labels = self._take_target(1, 0)
         self._partial, self._class, self._position = PartialSample(), 0, 0
+        self._partials.add(self._partial)
         return True
 
     def _may_split(self) -> bool:

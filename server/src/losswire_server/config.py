@@ -52,7 +52,7 @@ class ConfigError(Exception):
 
 
 # A host with a colon is an IPv6 address, which brackets set apart from the port.
-_ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+(%\w+)?\]|[^:\[\]\s]{1,255}):([0-9]{1,5})")
+_ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+(%[^\]\s]+)?\]|[^:\[\]\s]{1,255}):([0-9]{1,5})")
 
 
 def _check_address(address: str) -> str:

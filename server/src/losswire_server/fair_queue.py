@@ -96,11 +96,13 @@ class FairQueue(Generic[_Item]):
         self.take(tenant, item)
         return item
 
-    def discard(self, tenant: Tenant, item: _Item) -> None:
-        """Remove an item that no longer waits, if it is there."""
+    def discard(self, tenant: Tenant, item: _Item) -> bool:
+        """Remove an item that no longer waits; whether it was there."""
         flow = self._flows.get(tenant)
-        if flow is not None and item in flow.items:
-            self._remove(flow, item)
+        if flow is None or item not in flow.items:
+            return False
+        self._remove(flow, item)
+        return True
 
     def count_of(self, tenant: Tenant) -> int:
         """How many items of a tenant wait."""

@@ -55,17 +55,18 @@ class FramedEvaluation(Evaluation):
 
     @property
     def held_bytes(self) -> int:
-        """Bytes that wait for their counterpart, the weight, and the state of a sample that is evaluated in parts.
+        """Bytes that wait for their counterpart, the weight, and the states of samples that are evaluated in parts.
 
         A state is counted before it is made, and not before there is something to make it of: else a header of thirty
-        bytes could have a quarter of a gigabyte kept for it.
+        bytes could have a quarter of a gigabyte kept for it. It is counted until the last of its jobs is gone.
         """
-        held_bytes = self._receipt.received["weight"]
-        if (cutter := self._cutter) is not None:
-            held_bytes += cutter.logits.byte_count + cutter.target.byte_count
-            if self._state_bytes and cutter.is_within_sample:
-                held_bytes += self._state_bytes
-        return held_bytes
+        states = self._cutter.states if self._state_bytes and self._cutter is not None else 0
+        return self._waiting_bytes + states * self._state_bytes
+
+    @property
+    def _waiting_bytes(self) -> int:
+        waiting = self._cutter.logits.byte_count + self._cutter.target.byte_count if self._cutter else 0
+        return waiting + self._receipt.received["weight"]
 
     @property
     def received_all(self) -> bool:
@@ -101,10 +102,11 @@ class FramedEvaluation(Evaluation):
             if not self.plan.logits.elements and self.received_all and not self._empty_job_made:
                 self._empty_job_made = True
                 yield empty_job(self.plan, self._parameters, self._cutter.target.take(self.plan.target.byte_count))
-        if self.held_bytes > self._max_bytes:
+        needed_bytes = self._waiting_bytes + self._state_bytes
+        if needed_bytes > self._max_bytes:
             raise TooLargeError(
                 "what waits for its counterpart (logits without target, or target without logits)",
-                self.held_bytes,
+                needed_bytes,
                 self._max_bytes,
                 "send the target of each stretch of logits just before it",
             )

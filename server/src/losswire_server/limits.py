@@ -55,7 +55,7 @@ HEALTH_STREAMS: Final = 16
 HEALTH_CONNECTIONS: Final = 64
 
 HEALTH_THREADS: Final = HEALTH_STREAMS * HEALTH_CONNECTIONS
-"""One for each call that there can be: a call that never sends its request holds one. All of them take 19 MiB."""
+"""One for each call that there can be: a call that never sends its request holds one. All of them take some 50 MiB."""
 
 HEALTH_OPTIONS: Final = (
     *_EVERYWHERE,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
 from threading import Lock
 from typing import Final, NamedTuple
@@ -37,6 +37,9 @@ DEFAULT_MAX_RUNS: Final = 64
 MAX_MAGNITUDE: Final = 1e12
 """Largest loss or weight of a position that counts. One of 1e30 would leave a float64 counter deaf: whatever follows is
 less than its last digit, so that the run would seem to have a loss of 0 from then on."""
+
+MOST_TOLD: Final = 10
+"""Runs that a refusal names at most."""
 
 _log = structlog.get_logger()
 
@@ -88,7 +91,7 @@ def check_owner(run: str | None, tenant: Tenant) -> None:
     if run and not tenant.may_name(run):
         allowed = "one that no other tenant lists"
         if tenant.runs is not None:
-            allowed = f"one of: {', '.join(tenant.runs) or 'none'}"
+            allowed = f"one of: {_some(tenant.runs) or 'none'}"
         raise PermissionDeniedError(
             f"run is {_quoted(run)}, which tenant {tenant.name} may not name; expected {allowed}"
         )
@@ -146,7 +149,7 @@ class RunCounters(Collector):
         if not is_run_name(run):
             raise _refused(run, NAME_RULE)
         if self._allowed:
-            raise _refused(run, f"one of the runs that this server counts: {', '.join(sorted(self._allowed))}")
+            raise _refused(run, f"one of the runs that this server counts: {_some(sorted(self._allowed))}")
 
     def add(self, run: str, sums: RunSums, tenant: Tenant = EVERYONE) -> None:
         """Count an evaluation that has its answer, for a caller of a tenant."""
@@ -239,6 +242,12 @@ class _SignedSum:
 
 def _refused(run: str, accepted: str) -> InvalidRequestError:
     return InvalidRequestError(ErrorReason.ERROR_REASON_OPTION_INVALID, "run", _quoted(run), accepted)
+
+
+def _some(runs: Sequence[str]) -> str:
+    """The first of them, as many as fit into the metadata of a refusal."""
+    more = len(runs) - MOST_TOLD
+    return ", ".join(runs[:MOST_TOLD]) + (f" and {more} more" if more > 0 else "")
 
 
 def _quoted(run: str) -> str:

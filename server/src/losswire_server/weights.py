@@ -39,6 +39,8 @@ class WeightStore:
         self._capacity_bytes = capacity_bytes
         # By the tenants' names, for what a tenant is changes with the rules; those alone that hold something.
         self._shelves: dict[str, _Shelf] = {}
+        # Who there is, where that has been told: a call of one who is gone may still be under way.
+        self._names: Collection[str] | None = None
         self._lock = threading.Lock()
         self.used_bytes = 0
 
@@ -47,8 +49,9 @@ class WeightStore:
         return TenantWeights(self, tenant)
 
     def forget_all_but(self, names: Collection[str]) -> None:
-        """Forget the weights of all tenants but these."""
+        """Forget the weights of all tenants but these, and keep none of others from now on."""
         with self._lock:
+            self._names = frozenset(names)
             for gone in self._shelves.keys() - set(names):
                 self.used_bytes -= self._shelves.pop(gone).used_bytes
 
@@ -68,7 +71,8 @@ class WeightStore:
             shelf.tenant = tenant
             if digest in shelf.weights:
                 return True
-            if not self._make_room(shelf, byte_count):
+            is_gone = self._names is not None and tenant.name not in self._names
+            if is_gone or not self._make_room(shelf, byte_count):
                 return False
             self._shelves[tenant.name] = shelf
             shelf.weights[digest] = weight

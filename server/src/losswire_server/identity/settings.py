@@ -193,7 +193,7 @@ class Shares(_Part):
     scopes: Scopes = ALL_SCOPES
     runs: Annotated[tuple[RunPattern, ...], BeforeValidator(_listed)] | None = None
 
-    def tenant_named(self, name: str, listed_runs: tuple[str, ...]) -> Tenant:
+    def tenant_named(self, name: str, listed_runs: tuple[str, ...] = ()) -> Tenant:
         """What the rest of the server knows of a tenant with these shares, where the file lists so many runs."""
         return Tenant(name, self.weight, self.max_share, self.runs, listed_runs if self.runs is None else ())
 
@@ -245,8 +245,7 @@ class IdentitySettings(_Part):
 
     @property
     def _listed_runs(self) -> tuple[str, ...]:
-        parts = self.tenants if self.default is None else (*self.tenants, self.default)
-        return tuple(run for part in parts for run in part.runs or ())
+        return tuple(run for shares in self.shares_by_name.values() for run in shares.runs or ())
 
     def shares_of(self, proof: Proof) -> tuple[Tenant, frozenset[Scope]] | None:
         """The tenant of a caller, and what the caller may; None for one whom nobody has."""

@@ -78,7 +78,7 @@ class Parameters:
 class PartialSample:
     """What a backend keeps between the blocks of one sample; `state` is its own affair."""
 
-    __slots__ = ("state",)
+    __slots__ = ("__weakref__", "state")
 
     def __init__(self) -> None:
         self.state: Any = None
