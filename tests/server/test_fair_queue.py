@@ -25,7 +25,7 @@ def test_one_tenant_alone_is_served_in_the_order_of_arrival_whatever_things_cost
     for number, cost in enumerate((5, 1, 100, 0, 3)):
         queue.push(EVERYONE, str(number), cost)
     assert pops(queue) == ["0", "1", "2", "3", "4"]
-    assert (len(queue), queue.cost) == (0, 0)
+    assert (len(queue), queue.count) == (0, 0)
 
 
 def test_a_newcomer_does_not_wait_for_the_whole_line_of_another() -> None:
@@ -108,7 +108,7 @@ def test_what_is_discarded_costs_nothing_and_twice_is_no_error() -> None:
     for _ in range(2):
         queue.discard(A, "a")
     queue.discard(C, "c")
-    assert (len(queue), queue.cost, queue.tenants()) == (1, 1, [B])
+    assert (len(queue), queue.cost_of(B), queue.tenants()) == (1, 1, [B])
 
 
 def test_tenants_that_come_and_go_leave_nothing() -> None:
@@ -129,3 +129,16 @@ def test_items_that_do_not_count_are_passed_and_keep_their_place() -> None:
         queue.take(*found[:2])
     assert sorted(passed) == ["a1", "a2", "b1"]
     assert pops(queue) == ["B large", "A large"]  # A has had more.
+
+
+def test_what_the_items_of_a_tenant_cost_is_known_in_all_and_of_the_next() -> None:
+    queue: FairQueue[str] = FairQueue()
+    assert queue.cost_of(A) == 0
+    for name, cost in (("first", 3), ("second", 4), ("third", 5)):
+        queue.push(A, name, cost)
+    queue.push(B, "other", 100)
+    assert (queue.cost_of(A), queue.first_cost_of(A), queue.count_of(A)) == (12, 3, 3)
+    queue.take(A, "first")
+    queue.discard(A, "third")
+    assert (queue.cost_of(A), queue.first_cost_of(A), queue.count_of(A)) == (4, 4, 1)
+    assert queue.cost_of(B) == 100

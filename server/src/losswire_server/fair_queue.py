@@ -38,14 +38,12 @@ class FairQueue(Generic[_Item]):
 
     Attributes:
         count: How many items there are.
-        cost: Of all of them.
     """
 
     def __init__(self) -> None:
         self._flows: dict[Tenant, _Flow[_Item]] = {}
         self._now = 0.0
         self.count = 0
-        self.cost = 0.0
 
     def __len__(self) -> int:
         return self.count
@@ -59,7 +57,6 @@ class FairQueue(Generic[_Item]):
             flow.start = max(flow.start, self._now)
         flow.items[item] = cost
         flow.cost += cost
-        self.cost += cost
         self.count += 1
 
     def next(
@@ -133,7 +130,6 @@ class FairQueue(Generic[_Item]):
     def _remove(self, flow: _Flow[_Item], item: _Item) -> float:
         cost = flow.items.pop(item)
         flow.cost -= cost
-        self.cost -= cost
         self.count -= 1
         if not self.count:
             # Where nobody waits there are no turns, and all begin anew.
