@@ -14,6 +14,7 @@ import losswire
 
 LOGITS = np.arange(40, dtype=np.float32).reshape(8, 5) % 7
 LABELS = np.arange(8) % 5
+WITHOUT_RETRIES = losswire.RetryPolicy(max_attempts=1)
 
 
 @dataclass
@@ -36,8 +37,10 @@ class Bystander:
 
 
 @contextmanager
-def bystander(target: str, pause_s: float = 0.002, timeout_s: float = 20) -> Iterator[Bystander]:
-    """Calls `target` again and again in a thread while the block lasts, on a connection of its own, without retries.
+def bystander(
+    target: str, pause_s: float = 0.002, timeout_s: float = 20, retry: losswire.RetryPolicy = WITHOUT_RETRIES
+) -> Iterator[Bystander]:
+    """Calls `target` again and again in a thread while the block lasts, on a connection of its own.
 
     At the end of the block it has called at least once more, so that what the block left behind is noticed.
     """
@@ -53,7 +56,7 @@ def bystander(target: str, pause_s: float = 0.002, timeout_s: float = 20) -> Ite
             met.latencies_s.append(time.monotonic() - began_at)
 
     def mind() -> None:
-        with losswire.Client(target, retry=losswire.RetryPolicy(max_attempts=1)) as client:
+        with losswire.Client(target, retry=retry) as client:
             while not stop.wait(pause_s):
                 call(client)
             call(client)
