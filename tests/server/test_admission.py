@@ -20,6 +20,7 @@ from losswire_server.tenants import Tenant
 # More steps of the event loop than anything here needs to come to rest.
 STEPS_TO_REST = 10
 FOR_EVER_S = 3600.0
+BUSY, QUIET, HEAVY = Tenant("busy"), Tenant("quiet"), Tenant("heavy", weight=3.0)
 
 
 def start(coroutine: Coroutine[Any, Any, Reservation]) -> asyncio.Task[Reservation]:
@@ -208,6 +209,74 @@ async def test_a_new_call_of_a_tenant_goes_before_those_begun_of_one_that_holds_
 
 
 @in_loop
+async def test_those_who_could_not_go_on_whatever_others_give_back_do_not_wait_for_that() -> None:
+    budget = ByteBudget(128, max_waiting=10, max_wait_s=FOR_EVER_S)
+    await reserve(budget, 2)  # which may be given back, and would not do
+    begun = [await reserve(budget, 60) for _ in range(2)]
+    growing = [grow(each, 80) for each in begun]
+    await steps()
+    assert [task.done() for task in growing] == [False, True]
+    begun[1].let_go()
+    await growing[0]
+
+
+@in_loop
+async def test_a_call_that_is_held_up_by_its_tenants_share_holds_up_no_other_tenant() -> None:
+    budget = ByteBudget(BUDGET_BYTES, max_waiting=40, max_wait_s=FOR_EVER_S)
+    small = Tenant("small", max_share=1e-9)
+    held = [await reserve_for(budget, small, MESSAGE_BYTES) for _ in range(2)]
+    growing = grow(held[0], 2 * MESSAGE_BYTES)
+    others = [start(reserve_for(budget, QUIET, MESSAGE_BYTES)) for _ in range(20)]
+    await steps()
+    assert not growing.done()
+    assert all(task.done() for task in others)
+
+
+@in_loop
+async def test_a_call_that_has_begun_and_fits_goes_on_where_a_new_one_could_not_come_in_anyway() -> None:
+    budget = ByteBudget(100, max_waiting=10, max_wait_s=FOR_EVER_S)
+    busy = await reserve_for(budget, BUSY, 60)
+    quiet = start(reserve_for(budget, QUIET, 50))
+    await steps()
+    await busy.resize(61)
+    busy.let_go()
+    await quiet
+
+
+@in_loop
+async def test_a_tenant_that_holds_nothing_does_not_wait_behind_one_that_holds_much() -> None:
+    budget = ByteBudget(100, max_waiting=20, max_wait_s=FOR_EVER_S)
+    mine = [await reserve_for(budget, HEAVY, 10) for _ in range(4)]
+    theirs = await reserve_for(budget, BUSY, 60)
+    waiting = start(reserve_for(budget, BUSY, 1))
+    await steps()
+    quiet = start(reserve_for(budget, QUIET, 1))
+    growing = [grow(each, 11) for each in mine[1:]]
+    await steps()
+    await mine[0].resize(9)
+    await steps()
+    assert quiet.done()
+    assert not waiting.done()
+    theirs.let_go()
+    await asyncio.gather(waiting, *growing)
+
+
+@in_loop
+async def test_a_call_that_goes_on_at_once_costs_nobody_a_place_in_a_full_list() -> None:
+    budget = ByteBudget(100, max_waiting=2, max_wait_s=FOR_EVER_S)
+    await reserve(budget, 50)
+    begun = await reserve(budget, 20)
+    waiting = [start(reserve(budget, 60)) for _ in range(2)]
+    await steps()
+    await begun.resize(25)
+    assert not any(task.done() for task in waiting)
+    # One that has to wait takes the place of a new one.
+    growing = grow(begun, 60)
+    await steps()
+    assert [task.done() for task in (*waiting, growing)] == [False, True, False]
+
+
+@in_loop
 async def test_one_call_too_many_is_refused_at_once_with_a_delay() -> None:
     budget = ByteBudget(100, max_waiting=2, max_wait_s=0.5)
     await reserve(budget, 100)
@@ -388,7 +457,6 @@ def test_after_any_mixture_of_calls_growth_and_cancellation_nothing_is_held_or_f
 # Tenants.
 
 TENANT_MIB = 20
-BUSY, QUIET, HEAVY = Tenant("busy"), Tenant("quiet"), Tenant("heavy", weight=3.0)
 
 
 async def reserve_for(budget: ByteBudget, tenant: Tenant, byte_count: int) -> Reservation:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from made_calls import FakeContext, make_call, make_lobby, reserve, steps
-from made_requests import begin, request_of, tensor_bytes
+from made_requests import F32, I64, announced, begin, make_request, request_of, tensor_bytes
 from raw_calls import tensor
 from structlog.testing import capture_logs
 
@@ -37,6 +37,7 @@ from losswire_server.losses.reference import Reference
 from losswire_server.requests import KnownRequests
 from losswire_server.run import Run
 from losswire_server.servicer import Servicer
+from losswire_server.sizes import STATE_BYTES_PER_POSITION
 from losswire_server.tasks import Task
 from losswire_server.weights import WeightStore
 
@@ -213,6 +214,25 @@ def test_what_the_engine_has_in_hand_counts_as_held() -> None:
         assert run.held_bytes == sum(task.byte_count for task in engine.tasks) >= 2 * (12 + 8)
         engine.deliver()
         assert run.held_bytes == engine.tasks[0].byte_count
+
+    asyncio.run(main())
+
+
+def test_the_state_of_a_sample_counts_no_longer_than_its_jobs_though_the_engine_keeps_them_for_a_moment() -> None:
+    async def main() -> None:
+        engine, positions, classes = HeldEngine(), 2048, 200
+        request = make_request(announced((1, classes, positions), F32), announced((1, positions), I64))
+        run = Run(make_call(make_lobby(), FakeContext()), cast(Engine, engine), begin(request))
+        assert isinstance(run.evaluation, FramedEvaluation)
+        run.evaluation.add("target", memoryview(bytes(8 * positions)))
+        run.evaluation.add("logits", memoryview(bytes(4 * positions * classes)))
+        run.submit_ready()
+        kept = list(engine.tasks)
+        assert run.held_bytes >= STATE_BYTES_PER_POSITION * positions
+        while engine.tasks:
+            engine.deliver()
+        assert run.held_bytes == 0
+        assert kept
 
     asyncio.run(main())
 

@@ -55,6 +55,17 @@ class _Turn:
     held_bytes: int
     granted: asyncio.Future[None]
 
+    @property
+    def tenant(self) -> Tenant:
+        return self.reservation.share.tenant
+
+    @property
+    def more_bytes(self) -> int:
+        return self.byte_count - self.held_bytes
+
+    def is_waiting(self) -> bool:
+        return not self.granted.done()
+
     def is_granted(self) -> bool:
         return self.granted.done() and not self.granted.cancelled() and self.granted.exception() is None
 
@@ -68,7 +79,7 @@ class ByteBudget:
     What has begun goes before what is new: a call that holds something and needs more keeps others from what it holds,
     and what it has been sent is lost if it is given up. A new one goes first only where its tenant holds less, by
     weight. Those that have begun go on as they fit, and new ones come in past one that does not, up to an eighth of the
-    budget. Where all that is held is held by those that wait, the newest of them is refused.
+    budget. Where none of those that have begun could go on until one of them is gone, the newest is refused.
 
     Tenants take turns by weight in bytes, and each tenant's new calls are first come first served. Where too many wait,
     the newest of the tenant with the longest line is refused.
@@ -86,8 +97,6 @@ class ByteBudget:
         # Calls that hold nothing yet, and those that need more than they hold.
         self._arriving: FairQueue[_Turn] = FairQueue()
         self._growing: FairQueue[_Turn] = FairQueue()
-        # What the latter hold.
-        self._stuck_bytes = 0
         # What those hold that came in past one of them, as long as any waits: this is how often none did.
         self._passing_bytes = self._round = 0
         self._everyone = Share(EVERYONE, capacity_bytes)
@@ -153,99 +162,111 @@ class ByteBudget:
             self._admit_waiting()
 
     async def _take(self, reservation: Reservation, byte_count: int) -> None:
-        tenant, is_new = reservation.share.tenant, not reservation.byte_count
-        if is_new:
-            most = max(self._max_waiting * tenant.max_share, min(self._max_waiting, 1))
-            if self._arriving.count_of(tenant) >= most:
-                raise self._refusal()
-        if self.waiting >= self._max_waiting:
-            self._push_out(tenant if is_new else None)
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        await self._wait(_Turn(reservation, byte_count, reservation.byte_count, granted))
-
-    def _push_out(self, newcomer: Tenant | None) -> None:
-        """Refuse a new call of the tenant with the longest line: the newcomer, if it is new and its own."""
-        longest = self._arriving.last_of_longest()
-        if longest is None:
-            raise self._refusal()
-        tenant, turn = longest
-        if newcomer is not None:
-            count, newcomers = self._arriving.count_of(tenant), self._arriving.count_of(newcomer) + 1
-            if tenant == newcomer or newcomers / newcomer.weight >= count / tenant.weight:
-                raise self._refusal()
-        self._refuse(turn)
-
-    async def _wait(self, turn: _Turn) -> None:
+        turn = _Turn(reservation, byte_count, reservation.byte_count, granted)
         queue = self._growing if turn.held_bytes else self._arriving
-        queue.push(turn.reservation.share.tenant, turn, turn.byte_count - turn.held_bytes)
-        self._stuck_bytes += turn.held_bytes
+        queue.push(turn.tenant, turn, turn.more_bytes)
         self._admit_waiting()
         if turn.is_granted():
             return
+        self._bound_waiting(turn)
         self.make_room()
         try:
             async with asyncio.timeout(self._max_wait_s):
-                await turn.granted
+                await granted
         except TimeoutError:
-            if turn.granted.cancelled():
+            if granted.cancelled():
                 raise self._refusal() from None
-            turn.granted.result()  # Its turn, or its refusal, came in the very step that ended the wait.
+            granted.result()  # Its turn, or its refusal, came in the very step that ended the wait.
         except asyncio.CancelledError:
             if turn.is_granted():
-                self._hold(turn.reservation, turn.held_bytes)
+                self._hold(reservation, turn.held_bytes)
             raise
         finally:
-            self._leave(turn)
+            queue.discard(turn.tenant, turn)
             self._admit_waiting()
+
+    def _bound_waiting(self, newcomer: _Turn) -> None:
+        """Refuse someone where too many wait: the newest call of the longest line, which may be this one."""
+        tenant = newcomer.tenant
+        most = max(self._max_waiting * tenant.max_share, min(self._max_waiting, 1))
+        if not newcomer.held_bytes and self._arriving.count_of(tenant) > most:
+            self._refuse(newcomer)
+        elif self.waiting > self._max_waiting:
+            longest, last = self._arriving.last_of_longest() or (tenant, newcomer)
+            if not newcomer.held_bytes and self._line_of(tenant) >= self._line_of(longest):
+                last = newcomer
+            self._refuse(last)
+
+    def _line_of(self, tenant: Tenant) -> float:
+        return self._arriving.count_of(tenant) / tenant.weight
 
     def _refusal(self) -> OverloadedError:
         return OverloadedError(retry_after_s=max(self._max_wait_s, MIN_RETRY_AFTER_S))
 
     def _refuse(self, turn: _Turn) -> None:
-        self._leave(turn)
-        if not turn.granted.done():
+        (self._growing if turn.held_bytes else self._arriving).discard(turn.tenant, turn)
+        if turn.is_waiting():
             turn.granted.set_exception(self._refusal())
-
-    def _leave(self, turn: _Turn) -> None:
-        """Wait no longer, if it has waited until now."""
-        queue, tenant = self._growing if turn.held_bytes else self._arriving, turn.reservation.share.tenant
-        if queue.discard(tenant, turn):
-            self._stuck_bytes -= turn.held_bytes
 
     def _admit_waiting(self) -> None:
         while (turn := self._next()) is not None:
-            reservation, queue = turn.reservation, self._growing if turn.held_bytes else self._arriving
-            if queue is self._arriving and self._growing.count:
-                reservation.passed_in = self._round
-            queue.take(reservation.share.tenant, turn)
-            self._stuck_bytes -= turn.held_bytes
-            self._hold(reservation, turn.byte_count)
+            if turn.held_bytes:
+                self._growing.take(turn.tenant, turn)
+            else:
+                if self._is_held_up(turn.tenant):
+                    turn.reservation.passed_in = self._round
+                self._arriving.take(turn.tenant, turn)
+            self._hold(turn.reservation, turn.byte_count)
             turn.granted.set_result(None)
         if not self._growing.count:
             self._round += 1
             self._passing_bytes = 0
-        elif self._stuck_bytes == self.used_bytes and (newest := self._growing.last_of_longest()) is not None:
+        elif self._is_stuck() and (newest := self._growing.last_of_longest()) is not None:
             self._refuse(newest[1])
 
     def _next(self) -> _Turn | None:
         """Whose turn it is; None where everyone has to wait."""
         growing = self._growing.next(among=self._fits)
-        arriving = self._arriving.next(self._fits_share, among=lambda turn: not turn.granted.done())
-        if growing is not None and (
-            arriving is None or self.share_of(growing[0]).level <= self.share_of(arriving[0]).level
-        ):
-            return growing[1]
-        if arriving is None or not self._fits(arriving[1]):
-            return None
-        may_pass = self._passing_bytes + arriving[2] <= self.capacity_bytes * PASSING_SHARE
-        return arriving[1] if growing is not None or not self._growing.count or may_pass else None
+
+        def goes_first(tenant: Tenant, byte_count: float) -> bool:
+            return self._fits_share(tenant, byte_count) and (
+                growing is None or self.share_of(tenant).level < self.share_of(growing[0]).level
+            )
+
+        arriving = self._arriving.next(goes_first, among=_Turn.is_waiting)
+        if arriving is None:
+            return None if growing is None else growing[1]
+        tenant, turn, byte_count = arriving
+        if not self._fits(turn):
+            # Bytes come free for it, unless all that are held are held by those that wait.
+            return growing[1] if growing is not None and self._held_by_growing() == self.used_bytes else None
+        may_pass = self._passing_bytes + byte_count <= self.capacity_bytes * PASSING_SHARE
+        return turn if growing is not None or may_pass or not self._is_held_up(tenant) else None
+
+    def _is_held_up(self, newcomer: Tenant) -> bool:
+        """Whether calls that have begun wait for bytes that a new one of a tenant would take."""
+        return any(
+            turn.tenant == newcomer or self._fits_share(turn.tenant, turn.more_bytes)
+            for turn in self._growing.items()
+            if turn.is_waiting()
+        )
+
+    def _is_stuck(self) -> bool:
+        """Whether none of those that have begun and wait can go on until one of them is gone."""
+        held_bytes, waiting = self._held_by_growing(), [turn for turn in self._growing.items() if turn.is_waiting()]
+        return bool(waiting) and (
+            held_bytes == self.used_bytes or all(held_bytes + turn.more_bytes > self.capacity_bytes for turn in waiting)
+        )
+
+    def _held_by_growing(self) -> int:
+        return sum(turn.held_bytes for turn in self._growing.items() if turn.is_waiting())
 
     def _fits(self, turn: _Turn) -> bool:
-        more_bytes = turn.byte_count - turn.held_bytes
         return (
-            not turn.granted.done()
-            and self.used_bytes + more_bytes <= self.capacity_bytes
-            and self._fits_share(turn.reservation.share.tenant, more_bytes)
+            turn.is_waiting()
+            and self.used_bytes + turn.more_bytes <= self.capacity_bytes
+            and self._fits_share(turn.tenant, turn.more_bytes)
         )
 
     def _fits_share(self, tenant: Tenant, byte_count: float) -> bool:

@@ -8,7 +8,7 @@ earliest goes first. A tenant that was idle starts at the present moment: nobody
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 from losswire_server.tenants import Tenant
@@ -93,13 +93,11 @@ class FairQueue(Generic[_Item]):
         self.take(tenant, item)
         return item
 
-    def discard(self, tenant: Tenant, item: _Item) -> bool:
-        """Remove an item that no longer waits; whether it was there."""
+    def discard(self, tenant: Tenant, item: _Item) -> None:
+        """Remove an item that no longer waits, if it is there."""
         flow = self._flows.get(tenant)
-        if flow is None or item not in flow.items:
-            return False
-        self._remove(flow, item)
-        return True
+        if flow is not None and item in flow.items:
+            self._remove(flow, item)
 
     def count_of(self, tenant: Tenant) -> int:
         """How many items of a tenant wait."""
@@ -114,6 +112,10 @@ class FairQueue(Generic[_Item]):
     def first_cost_of(self, tenant: Tenant) -> float:
         """What the item costs that is a tenant's next, of a tenant that waits."""
         return next(iter(self._flows[tenant].items.values()))
+
+    def items(self) -> Iterator[_Item]:
+        """Everything that waits, by tenant."""
+        return (item for flow in self._flows.values() for item in flow.items)
 
     def tenants(self) -> list[Tenant]:
         """Those that wait for something."""

@@ -114,6 +114,8 @@ class Run:
         }
 
     def _done(self, task: Task) -> None:
+        # The engine may keep the job for a moment, and the running state would count as another one's.
+        task.job.partial = None
         self.call.reservation.let_go()
         self.outstanding -= 1
         self._outstanding_bytes -= task.byte_count
