@@ -252,6 +252,25 @@ def test_the_bytes_stay_reserved_until_the_engine_lets_go_though_the_call_has_en
     asyncio.run(main())
 
 
+def test_who_needs_more_than_there_is_waits_for_its_own_jobs_before_it_asks_for_it() -> None:
+    async def main() -> None:
+        engine, lobby = HeldEngine(), make_lobby(capacity_bytes=200)
+        await reserve(lobby.budget, 150)
+        run = make_run(lobby, engine)
+        submit_rows(run, [0, 1])
+        needed_bytes = run.held_bytes + 1
+        assert needed_bytes > 50 >= needed_bytes - engine.tasks[0].byte_count
+        making_do = asyncio.ensure_future(run.make_do(1))
+        await steps()
+        assert not making_do.done()
+        assert lobby.budget.waiting == 0
+        engine.deliver()
+        await making_do
+        assert (run.outstanding, run.call.reservation.byte_count) == (1, run.held_bytes + 1)
+
+    asyncio.run(main())
+
+
 def test_a_wait_for_admission_amid_an_evaluation_is_its_own_and_not_that_of_the_next_one() -> None:
     async def main() -> None:
         engine, lobby = HeldEngine(), make_lobby(max_wait_s=60.0)

@@ -293,6 +293,10 @@ class Call:
         if (counter := counters.get(self.method)) is not None:
             self._metrics.ledger.note(counter.inc, len(message))
 
+    def try_hold(self, byte_count: int) -> bool:
+        """Reserve at least `byte_count` bytes if that needs no waiting; whether so."""
+        return byte_count <= self.reservation.byte_count or self.reservation.try_resize(byte_count)
+
     async def hold(self, byte_count: int) -> None:
         """Reserve at least `byte_count` bytes for what the call holds.
 
@@ -300,7 +304,7 @@ class Call:
             TooLargeError: if they exceed the whole budget.
             OverloadedError: if no room for them came free in time.
         """
-        if byte_count > self.reservation.byte_count:
+        if not self.try_hold(byte_count):
             await self._be_admitted(byte_count)
 
     async def _be_admitted(self, byte_count: int) -> None:

@@ -86,6 +86,15 @@ class Run:
         if self._failure is not None:
             raise self._failure
 
+    async def make_do(self, more_bytes: int = 0) -> None:
+        """Wait for jobs while there is no room for what is held and so much more: what they hold comes back.
+
+        Who asks for more than that is kept waiting, and is refused where others are, though it need only have waited
+        for itself.
+        """
+        while self.outstanding and not self.call.try_hold(self.held_bytes + more_bytes):
+            await self.settle(at_most=self.outstanding - 1)
+
     def observe(self, transport: str, totals: Totals) -> None:
         """Export where the time went, and what was evaluated; once, when the reply is ready.
 

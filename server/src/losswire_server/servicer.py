@@ -169,16 +169,10 @@ class Servicer:
     async def _finish(self, run: Run) -> Totals:
         """Evaluate what has come, all of it by now."""
         run.submit_ready()
-        await self._hold(run)
+        await run.make_do()
+        await run.call.hold(run.held_bytes)
         await run.settle()
         return run.evaluation.totals()
-
-    @staticmethod
-    async def _hold(run: Run) -> None:
-        """Reserve what an evaluation holds, or is about to."""
-        if run.held_bytes > run.call.most_bytes:
-            await run.settle()
-        await run.call.hold(run.held_bytes)
 
     async def _receive_tensors(self, run: Run, evaluation: FramedEvaluation, outputs: replies.OutputFrames) -> None:
         # What its jobs hold comes back without the caller: whoever may have little of the budget waits for that.
@@ -188,13 +182,15 @@ class Servicer:
                 await run.settle(at_most=0 if run.held_bytes > max_bytes else MAX_OUTSTANDING_JOBS - 1)
             for reply in outputs.ready():
                 await run.call.send(reply)
+            await run.make_do(MESSAGE_BYTES)
             message = await run.call.receive(run.held_bytes)
             if message is None:
                 evaluation.check_complete()
                 return
             chunk = decode_chunk(memoryview(message))
             evaluation.add(chunk.tensor, chunk.data)
-            await self._hold(run)
+            await run.make_do()
+            await run.call.hold(run.held_bytes)
             run.submit_ready()
 
     def _check_reply_fits(self, plan: Plan) -> None:

@@ -20,7 +20,14 @@ from made_calls import Aborted, FakeContext, make_lobby, reserve
 from open_streams import BODY, HEADER, TARGET
 from raw_calls import tensor
 
-from losswire.v1 import CrossEntropyOptions, EvaluateRequest, EvaluateStreamRequest, GetInfoResponse, Output
+from losswire.v1 import (
+    DataType,
+    EvaluateHeader,
+    EvaluateRequest,
+    EvaluateStreamRequest,
+    GetInfoResponse,
+    TensorHeader,
+)
 from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.admission import Reservation
 from losswire_server.engine import Engine
@@ -37,13 +44,20 @@ LET_GO_S: Final = 0.005
 REQUEST = EvaluateRequest(
     logits=tensor(np.arange(12, dtype=np.float32).reshape(3, 4)), class_indices=tensor(np.array([0, 1, 3]))
 )
-WITH_OUTPUTS = EvaluateRequest(
-    logits=REQUEST.logits,
-    class_indices=REQUEST.class_indices,
-    options=CrossEntropyOptions(outputs=[Output.OUTPUT_ARGMAX, Output.OUTPUT_ENTROPY]),
-).SerializeToString()
 WHOLE = REQUEST.SerializeToString()
 WHOLE_FRAME = EvaluateStreamRequest(request=REQUEST).SerializeToString()
+# Of a sample in parts: its header, its labels, and one class.
+POSITIONS = 65536
+SPLIT_FRAMES = [
+    EvaluateStreamRequest(
+        header=EvaluateHeader(
+            logits=TensorHeader(shape=[1, 16, POSITIONS], dtype=DataType.DATA_TYPE_FLOAT16),
+            class_indices=TensorHeader(shape=[1, POSITIONS], dtype=DataType.DATA_TYPE_UINT8),
+        )
+    ).SerializeToString(),
+    EvaluateStreamRequest(target=bytes(POSITIONS)).SerializeToString(),
+    EvaluateStreamRequest(logits=bytes(2 * POSITIONS)).SerializeToString(),
+]
 
 
 class HeldBackend(MadeBackend):
@@ -205,18 +219,20 @@ async def waiting_for_the_result_of_frames() -> tuple[Stage, asyncio.Task[Any]]:
 
 
 async def waiting_for_bytes_to_hold() -> tuple[Stage, asyncio.Task[Any]]:
-    stage = Stage(capacity_bytes=MESSAGE_BYTES)
+    stage = Stage(capacity_bytes=4 * MESSAGE_BYTES)
+    budget = stage.lobby.budget
 
     class Overtaken(FakeContext):
         async def read(self) -> object:
-            """Another call takes what is left over by this message, which then has no room for what it brings."""
-            hog = asyncio.ensure_future(reserve(stage.lobby.budget, MESSAGE_BYTES - len(WITH_OUTPUTS)))
-            task.add_done_callback(lambda _: hog.result().let_go())
-            return await super().read()
+            """Another call takes all that is left before the frame that needs a running state."""
+            message = await super().read()
+            if message == SPLIT_FRAMES[-1]:
+                hog = await reserve(budget, budget.capacity_bytes - budget.used_bytes)
+                task.add_done_callback(lambda _: hog.let_go())
+            return message
 
-    task = stage.call("Evaluate", Overtaken([WITH_OUTPUTS]))
-    await stage.entered()
-    await stage.until(lambda: stage.lobby.budget.waiting)
+    task = stage.call("EvaluateStream", Overtaken(SPLIT_FRAMES, silent=True))
+    await stage.until(lambda: budget.waiting)
     return stage, task
 
 
