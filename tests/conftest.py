@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +18,12 @@ import losswire
 if not torch.cuda.is_available():
     # Kernels are then interpreted, which is decided when Triton is imported.
     os.environ["TRITON_INTERPRET"] = "1"
+
+# Under nohup, and in the background of a script, processes begin with these ignored, and so would the servers of tests.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 Figure = Callable[[str, str], None]
