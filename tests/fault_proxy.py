@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import socket
 import struct
@@ -54,12 +53,23 @@ class _Connection:
     caller: asyncio.StreamWriter
     server: asyncio.StreamWriter
     half_open: bool = False
-    pumps: list[asyncio.Task[None]] = field(default_factory=list)
+    carriers: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def carry(self) -> None:
+        """Pass both directions on to their ends, and both ends as they came: FIN as FIN, anything else as RST."""
+        try:
+            await asyncio.gather(*self.carriers)
+            for writer in (self.caller, self.server):
+                writer.close()  # A reset would lose what the kernel has not sent yet.
+            for writer in (self.caller, self.server):
+                await writer.wait_closed()
+        except (OSError, asyncio.CancelledError):
+            self.reset()
 
     def reset(self) -> None:
         """End both sides with RST."""
-        for pump in self.pumps:
-            pump.cancel()
+        for carrier in self.carriers:
+            carrier.cancel()
         for writer in (self.caller, self.server):
             _reset(writer)
 
@@ -143,59 +153,59 @@ class FaultProxy:
             _reset(caller)
             return
         connection = _Connection(caller, server)
-        connection.pumps = [
-            asyncio.create_task(self._pump(connection, reader, server, self.faults.cut_after_bytes)),
-            asyncio.create_task(self._pump(connection, replies, caller, 0)),
-        ]
+        for source, target, cut_after_bytes in (
+            (reader, server, self.faults.cut_after_bytes),
+            (replies, caller, 0),
+        ):
+            pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(PIECES_AHEAD)
+            connection.carriers.append(asyncio.create_task(self._receive(connection, source, pieces, cut_after_bytes)))
+            connection.carriers.append(asyncio.create_task(self._deliver(connection, pieces, target)))
         self._connections.add(connection)
-        try:
-            await asyncio.gather(*connection.pumps, return_exceptions=True)
-        finally:
-            self._connections.discard(connection)
-            connection.reset()
+        await connection.carry()
+        self._connections.discard(connection)
 
-    async def _pump(
-        self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, cut_after_bytes: int
+    async def _receive(
+        self,
+        connection: _Connection,
+        reader: asyncio.StreamReader,
+        pieces: asyncio.Queue[tuple[float, bytes]],
+        cut_after_bytes: int,
     ) -> None:
-        """Carry one direction to its end."""
-        pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(PIECES_AHEAD)
-        delivering = asyncio.create_task(self._deliver(connection, pieces, writer))
+        """Take one direction in to its end, and say when each piece of it is due."""
         received_bytes, due_at = 0, 0.0
-        with contextlib.suppress(ConnectionError):
-            try:
-                while piece := await reader.read(PIECE_BYTES):
-                    received_bytes += len(piece)
-                    if 0 < cut_after_bytes < received_bytes:
-                        connection.reset()
-                    delay_s = self.faults.delay_s + self._random.uniform(0, self.faults.jitter_s)
-                    due_at = max(due_at, time.monotonic() + delay_s)
-                    await pieces.put((due_at, piece))
-                if connection.half_open:
-                    await asyncio.Event().wait()  # Until the caller gives up, or the end of the test.
-                await pieces.put((due_at, b""))
-                await delivering
-            finally:
-                delivering.cancel()
+        while piece := await reader.read(PIECE_BYTES):
+            received_bytes += len(piece)
+            if 0 < cut_after_bytes < received_bytes:
+                connection.reset()
+            delay_s = self.faults.delay_s + self._random.uniform(0, self.faults.jitter_s)
+            due_at = max(due_at, time.monotonic() + delay_s)
+            await pieces.put((due_at, piece))
+        if connection.half_open:
+            await asyncio.Event().wait()  # Until the caller gives up, or the end of the test.
+        await pieces.put((due_at, b""))
 
     async def _deliver(
         self, connection: _Connection, pieces: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter
     ) -> None:
         """Write what is due; nothing to a side that is no longer there."""
-        with contextlib.suppress(ConnectionError):
-            while True:
-                due_at, piece = await pieces.get()
-                await asyncio.sleep(max(0.0, due_at - time.monotonic()))
-                while self.faults.blackhole:  # noqa: ASYNC110 - any thread may end it
-                    await asyncio.sleep(LOOK_S)
-                if not piece:
-                    writer.write_eof()
-                    return
-                if connection.half_open:
-                    continue
-                writer.write(piece)
+        while True:
+            due_at, piece = await pieces.get()
+            await asyncio.sleep(max(0.0, due_at - time.monotonic()))
+            while self.faults.blackhole:  # noqa: ASYNC110 - any thread may end it
+                await asyncio.sleep(LOOK_S)
+            if not piece:
+                writer.write_eof()
+                return
+            if connection.half_open:
+                continue
+            writer.write(piece)
+            try:
                 await writer.drain()
-                if self.faults.bytes_per_s:
-                    await asyncio.sleep(len(piece) / self.faults.bytes_per_s)
+            except ConnectionError:
+                if not connection.half_open:
+                    raise
+            if self.faults.bytes_per_s:
+                await asyncio.sleep(len(piece) / self.faults.bytes_per_s)
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

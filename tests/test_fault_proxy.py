@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -96,6 +97,17 @@ def test_without_faults_bytes_and_ends_pass_as_they_are(caller: socket.socket) -
     assert caller.recv(1) == b""
 
 
+def test_an_end_loses_nothing_that_went_before_it(caller: socket.socket) -> None:
+    data = bytes(range(256)) * 2_000
+    caller.sendall(data)
+    caller.shutdown(socket.SHUT_WR)
+    time.sleep(SILENCE_S)  # An RST after the FIN would be here by now.
+    answer = b""
+    while received := caller.recv(65536):
+        answer += received
+    assert answer == data
+
+
 def test_a_delay_is_kept_and_order_with_it(proxy: FaultProxy, caller: socket.socket) -> None:
     proxy.faults = NetworkFaults(delay_s=0.05, jitter_s=0.05)
     data = bytes(range(256)) * 4_000
@@ -128,6 +140,17 @@ def test_a_reset_ends_both_sides(proxy: FaultProxy, caller: socket.socket, echo:
     assert proxy.reset() == 1
     with pytest.raises(ConnectionResetError):
         caller.recv(1)
+
+
+def test_a_server_that_breaks_off_is_passed_on_as_it_is() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        proxy = FaultProxy("{}:{}".format(*listener.getsockname()))
+        with contextlib.closing(proxy), connect(proxy) as caller:
+            connection, _ = listener.accept()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+            with pytest.raises(ConnectionResetError):
+                caller.recv(1)
 
 
 def test_a_cut_comes_after_so_many_bytes(proxy: FaultProxy) -> None:
