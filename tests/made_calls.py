@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from losswire_server.admission import ByteBudget, Reservation
 from losswire_server.call import Call, Lobby
-from losswire_server.config import Config
+from losswire_server.config.settings import Config
 from losswire_server.metrics import Metrics
 
 

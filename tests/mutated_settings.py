@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from losswire_server.config import Config
+from losswire_server.config.settings import Config
 
 SOURCES: Final = ("flag", "variable", "file")
 VALUES: Final = (

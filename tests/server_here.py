@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from losswire_server.config import load_config
+from losswire_server.config.loading import load_config
 from losswire_server.server import Server
 
 _T = TypeVar("_T")

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import yaml
 
-from losswire_server.config import Config
+from losswire_server.config.settings import Config
 
 CHART: Final = Path(__file__).parent / "losswire"
 # Settings that the chart makes from other values, and where they are.

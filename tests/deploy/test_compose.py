@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from losswire_server.config import Config, load_config
+from losswire_server.config.loading import load_config
+from losswire_server.config.settings import Config
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())

@@ -12,7 +12,8 @@ import torch
 
 from losswire import v1
 from losswire.v1.framing import MESSAGE_BYTES
-from losswire_server.config import MAX_BYTES, MIB, Config, ConfigError, load_config, unread_variables
+from losswire_server.config.loading import ConfigError, load_config, unread_variables
+from losswire_server.config.settings import MAX_BYTES, MIB, Config
 from losswire_server.info import server_info
 from losswire_server.plan import output_number
 

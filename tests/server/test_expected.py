@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from losswire_server.config import ConfigError, load_config
+from losswire_server.config.loading import ConfigError, load_config
 from losswire_server.expected import Shape, parse_shapes
 
 

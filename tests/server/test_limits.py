@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from losswire_server.config import Config
+from losswire_server.config.settings import Config
 from losswire_server.limits import HEALTH_OPTIONS, MAX_METADATA_BYTES, SERVICE_OPTIONS
 
 PAGE = (Path(__file__).parents[2] / "docs/operations.md").read_text()

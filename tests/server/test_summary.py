@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from losswire_server.config import load_config
+from losswire_server.config.loading import load_config
 from losswire_server.info import server_info
 from losswire_server.ports import StartError
 from losswire_server.summary import Addresses, announce

@@ -12,7 +12,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from losswire_server.config import Config
+from losswire_server.config.settings import Config
 from losswire_server.tls import CertificateError, Tls
 
 

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from losswire.v1 import DataType
-from losswire_server.config import Config
+from losswire_server.config.settings import Config
 from losswire_server.evaluation import Totals
 from losswire_server.plan import Plan
 from losswire_server.tracing import MAX_EVALUATIONS, CallTrace, Evaluated, Tracing, open_tracing

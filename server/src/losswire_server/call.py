@@ -15,7 +15,7 @@ from prometheus_client import Counter
 
 from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.admission import MIN_RETRY_AFTER_S, ByteBudget, Reservation
-from losswire_server.config import Config
+from losswire_server.config.settings import Config
 from losswire_server.errors import (
     BodyTimeoutError,
     DeadlinePassedError,

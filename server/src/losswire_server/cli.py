@@ -18,7 +18,7 @@ from losswire_server.allocator import share_one_heap
 from losswire_server.signals import end_at_once, ignore_from_now_on
 
 if TYPE_CHECKING:
-    from losswire_server.config import Config
+    from losswire_server.config.settings import Config
 
 # Both are read when the libraries are loaded, so that the imports in this file come later.
 _ENVIRONMENT: Final = {
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(error, 1)
     import structlog
 
-    from losswire_server.config import ConfigError, load_config, unread_variables
+    from losswire_server.config.loading import ConfigError, load_config, unread_variables
     from losswire_server.logs import configure_logs
 
     try:

@@ -12,7 +12,7 @@ import losswire_server
 from losswire.v1 import GetInfoResponse, Limits
 from losswire.v1.framing import MESSAGE_BYTES, MESSAGE_PAYLOAD_BYTES
 from losswire.v1.tensor_format import FLOATING, INDICES
-from losswire_server.config import Config
+from losswire_server.config.settings import Config
 from losswire_server.device import device_memory, device_name
 from losswire_server.limits import MAX_CONNECTIONS, MAX_METADATA_BYTES, MAX_STREAMS
 from losswire_server.losses.job import OUTPUTS

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from losswire.v1 import PutTensorResponse
 from losswire_server import replies
-from losswire_server.config import load_config
+from losswire_server.config.loading import load_config
 from losswire_server.device import open_device
 from losswire_server.errors import InternalError, LocalDeviceLostError, OutOfMemoryError
 from losswire_server.evaluation import Evaluation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry
 
 from losswire.v1 import GetInfoResponse
-from losswire_server.config import Config
+from losswire_server.config.settings import Config
 from losswire_server.health import HealthServer
 from losswire_server.metrics_port import MetricsServer
 

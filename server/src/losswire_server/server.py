@@ -16,7 +16,7 @@ import torch
 from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.admission import ByteBudget
 from losswire_server.call import Lobby
-from losswire_server.config import Config
+from losswire_server.config.settings import Config
 from losswire_server.device import device_memory, open_device
 from losswire_server.device_loss import FLUSH_S, DeviceFailedError, DeviceLoss
 from losswire_server.engine import Engine

@@ -7,7 +7,7 @@ from typing import Final
 
 import structlog
 
-from losswire_server.config import Config
+from losswire_server.config.settings import Config
 from losswire_server.device import DeviceError
 from losswire_server.device_loss import DeviceLoss, exit_soon
 from losswire_server.identity.policy import PolicyError

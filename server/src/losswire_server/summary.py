@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from losswire.v1 import GetInfoResponse
-from losswire_server.config import Config, unread_variables
+from losswire_server.config.loading import unread_variables
+from losswire_server.config.settings import Config
 from losswire_server.ports import StartError
 
 

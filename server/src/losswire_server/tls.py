@@ -10,7 +10,7 @@ from typing import Final
 import grpc
 from cryptography import x509
 
-from losswire_server.config import Config
+from losswire_server.config.settings import Config
 
 
 class CertificateError(Exception):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span, Tracer
 
-    from losswire_server.config import Config
+    from losswire_server.config.settings import Config
     from losswire_server.evaluation import Totals
     from losswire_server.plan import Plan
 

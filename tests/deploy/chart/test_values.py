@@ -11,7 +11,7 @@ from helm import CHART, ROOT, Helm, RefusedError
 from pydantic import ValidationError
 
 from losswire.v1.framing import MESSAGE_BYTES
-from losswire_server.config import Config
+from losswire_server.config.settings import Config
 
 
 def test_schema_and_readme_are_those_of_values_yaml() -> None:
@@ -216,7 +216,7 @@ def test_a_pod_that_traces_has_time_to_send_its_last_spans(helm4: Helm) -> None:
 
 
 def test_every_setting_of_the_chart_reaches_a_server_that_accepts_it(helm4: Helm, tmp_path: Any) -> None:
-    from losswire_server.config import load_config
+    from losswire_server.config.loading import load_config
 
     chosen = {"max_inflight_bytes": 629145600, "body_timeout_s": 2.5, "log_level": "debug", "reflection": True}
     rendered = helm4.render({"settings": chosen, "resources": {"limits": {"memory": "2Gi"}}})

@@ -20,8 +20,8 @@ from mutated_settings import Judgement, identity_mutations, judge_lines, missing
 from servers import COMMAND, start_server
 
 import losswire
-from losswire_server import config as config_module
-from losswire_server.config import Config, ConfigError, load_config, unread_variables
+from losswire_server.config.loading import ConfigError, load_config, unread_variables
+from losswire_server.config.settings import Config
 from losswire_server.identity import settings as identity_module
 from losswire_server.identity.settings import IdentityError, IdentitySettings
 
@@ -85,7 +85,7 @@ def defaults_instead(arguments: list[str]) -> Config:
 def without_checking_keys(arguments: list[str]) -> Config:
     """What a file names that is no setting does not count."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(config_module.Config.model_config, "extra", "ignore")
+        patch.setitem(Config.model_config, "extra", "ignore")
         return load_config(arguments)
 
 

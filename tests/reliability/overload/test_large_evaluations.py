@@ -14,7 +14,7 @@ from servers import RunningServer, start_server
 from vitals import NOTHING, vitals_once
 
 from losswire.v1 import DataType, EvaluateHeader, EvaluateStreamRequest, TensorHeader
-from losswire_server.config import MIB
+from losswire_server.config.settings import MIB
 from losswire_server.sizes import STATE_BYTES_PER_POSITION
 
 BUDGET_BYTES: Final = 96 * MIB

@@ -11,7 +11,7 @@ from made_calls import in_loop, reserve, steps
 
 from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.admission import ByteBudget, Reservation
-from losswire_server.config import MIB
+from losswire_server.config.settings import MIB
 from losswire_server.errors import OverloadedError, TooLargeError
 from losswire_server.tenants import Tenant
 

@@ -9,7 +9,7 @@ import pytest
 from made_calls import FakeContext, in_loop, make_call, make_lobby, reserve, steps
 
 from losswire.v1.framing import MESSAGE_BYTES
-from losswire_server.config import MIB
+from losswire_server.config.settings import MIB
 from losswire_server.errors import (
     BodyTimeoutError,
     DeadlinePassedError,

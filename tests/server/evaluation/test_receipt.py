@@ -31,7 +31,7 @@ from made_requests import (
 )
 
 from losswire.v1 import DataType, Output
-from losswire_server.config import MIB
+from losswire_server.config.settings import MIB
 from losswire_server.errors import ChecksumMismatchError, InvalidRequestError, TooLargeError
 from losswire_server.frames import Request
 from losswire_server.losses.job import Parameters, PartialSample

@@ -28,7 +28,7 @@ from made_requests import (
 
 from losswire.v1.tensor_format import begin_digest
 from losswire_server import weights as weights_module
-from losswire_server.config import MIB
+from losswire_server.config.settings import MIB
 from losswire_server.errors import InvalidRequestError, TensorNotFoundError
 from losswire_server.tenants import EVERYONE
 from losswire_server.weights import WeightStore

@@ -13,7 +13,7 @@ import pytest
 from certificates import Authority
 from identities import TokenIssuer, hash_of, write_rules
 
-from losswire_server.config import Config
+from losswire_server.config.settings import Config
 from losswire_server.errors import CredentialsExpiredError, PermissionDeniedError, UnauthenticatedError
 from losswire_server.identity import gate as gate_module
 from losswire_server.identity.files import read_gate

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from identities import AUDIENCE, ISSUER, TokenIssuer
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from losswire_server.config import Config
+from losswire_server.config.settings import Config
 from losswire_server.identity.files import read_gate
 from losswire_server.identity.jwks import read_jwks
 from losswire_server.identity.policy import ALL_SCOPES, Scope

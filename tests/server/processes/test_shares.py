@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from losswire_server.config import Config, load_config
+from losswire_server.config.loading import load_config
+from losswire_server.config.settings import Config
 from losswire_server.processes import shares
 
 

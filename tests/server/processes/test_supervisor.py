@@ -17,7 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from losswire_server import summary
-from losswire_server.config import load_config
+from losswire_server.config.loading import load_config
 from losswire_server.ports import StartError
 from losswire_server.processes import supervisor
 from losswire_server.processes.child import Child

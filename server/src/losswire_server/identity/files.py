@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from losswire_server.config import Config, is_loopback
+from losswire_server.config.forms import is_loopback
+from losswire_server.config.settings import Config
 from losswire_server.identity.gate import Gate
 from losswire_server.identity.jwks import read_jwks
 from losswire_server.identity.jwts import Issuer

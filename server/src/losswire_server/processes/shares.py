@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from losswire_server.config import Config
+from losswire_server.config.settings import Config
 
 _CORES_FOR_EACH = 2
 """Small calls keep the event loop of a process busy, and it and the engine beside it take more than one core."""

@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from losswire.v1 import GetInfoResponse
-from losswire_server.config import Config
+from losswire_server.config.settings import Config
 from losswire_server.device_loss import EXIT_CODE
 from losswire_server.ports import SidePorts, StartError
 from losswire_server.processes.child import SCRAPE_TIMEOUT_S, WORKER, Child, Death

@@ -18,7 +18,7 @@ from losswire_server.processes.link import Report, collect, decode_settings, enc
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from losswire_server.config import Config
+    from losswire_server.config.settings import Config
 
 ABANDONED: Final = 1
 """Exit code of a worker whose supervisor is gone."""
@@ -82,7 +82,7 @@ def main() -> int:
     # Before the link has its thread.
     share_one_heap()
     link = Link(socket.socket(fileno=int(sys.argv[1])))
-    from losswire_server.config import Config
+    from losswire_server.config.settings import Config
     from losswire_server.logs import configure_logs
 
     config = Config.model_validate(link.settings.config)

@@ -1,99 +1,21 @@
-"""Every setting of the server, with its unit, default and variable.
-
-A setting `max_inflight_bytes` is the flag `--max-inflight-bytes`, the variable `LOSSWIRE_MAX_INFLIGHT_BYTES` and the
-key `max_inflight_bytes` of the TOML file named by `--config` or `LOSSWIRE_CONFIG`, in that order of precedence.
-"""
+"""The settings, and what each accepts beside the others."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import ipaddress
-import os
-import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from pydantic_settings import (
-    BaseSettings,
-    CliApp,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-    TomlConfigSettingsSource,
-)
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from losswire.v1.framing import MESSAGE_BYTES
-from losswire_server.expected import parse_shapes
-from losswire_server.run_counters import DEFAULT_MAX_RUNS, NAME_RULE, is_run_name
-
-if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
+from losswire_server.config.file import SettingsFile
+from losswire_server.config.forms import Address, FilePath, RunName, Shapes, is_loopback, split
+from losswire_server.run_counters import DEFAULT_MAX_RUNS
 
 MIB: Final = 1024 * 1024
 
 MAX_BYTES: Final = 2**50
 """More than any machine has, and less than a 64-bit field of GetInfo holds."""
-
-
-class ConfigError(Exception):
-    """A setting was refused; the message has one line for each."""
-
-
-# A host with a colon is an IPv6 address, which brackets set apart from the port.
-_ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+(%[^\]\s]+)?\]|[^:\[\]\s]{1,255}):([0-9]{1,5})")
-
-
-def _check_address(address: str) -> str:
-    found = _ADDRESS.fullmatch(address)
-    if found is None or int(found[3]) > 65535:
-        raise ValueError("expected HOST:PORT, such as 127.0.0.1:50051 or [::]:50051; port 0 takes a free one")
-    return address
-
-
-Address = Annotated[str, AfterValidator(_check_address)]
-
-
-def _check_path(value: object) -> object:
-    if isinstance(value, str) and (not value or "\0" in value):
-        raise ValueError("expected the path of a file")
-    return value
-
-
-FilePath = Annotated[Path, BeforeValidator(_check_path)]
-
-
-def _check_shapes(text: str) -> str:
-    parse_shapes(text)
-    return text
-
-
-Shapes = Annotated[str, AfterValidator(_check_shapes)]
-
-
-def _split(names: object) -> object:
-    """A list as it is, and as flags and variables write it: with commas."""
-    return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
-
-
-def _check_run(name: str) -> str:
-    if not is_run_name(name):
-        raise ValueError(f"expected {NAME_RULE}")
-    return name
-
-
-RunName = Annotated[str, AfterValidator(_check_run)]
 
 
 class Config(BaseSettings):
@@ -201,7 +123,7 @@ class Config(BaseSettings):
     trace_ratio: float = Field(
         1.0, ge=0, le=1, description="Share of calls that are traced, of those whose caller has not decided."
     )
-    runs: Annotated[tuple[RunName, ...], NoDecode, BeforeValidator(_split)] = Field(
+    runs: Annotated[tuple[RunName, ...], NoDecode, BeforeValidator(split)] = Field(
         (), description="Runs that requests may name, with commas between; others are refused. Default: any."
     )
     max_runs: int = Field(
@@ -229,7 +151,7 @@ class Config(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags (init), then variables, then the file."""
-        return init_settings, env_settings, _SettingsFile(settings_cls)
+        return init_settings, env_settings, SettingsFile(settings_cls)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -271,134 +193,3 @@ class Config(BaseSettings):
         if self.runs and self.max_runs != DEFAULT_MAX_RUNS:
             raise ValueError("max_runs: given beside runs, each of which has counters of its own; give one of them")
         return self
-
-
-class _SettingsFile(TomlConfigSettingsSource):
-    """The file, each of whose keys counts, or is refused."""
-
-    def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
-        try:
-            settings = super()._read_file(file_path)
-        except ValueError as error:
-            raise SettingsError(f"{file_path}: {error}") from error
-        if "config" in map(str.lower, settings):
-            raise SettingsError(f"{file_path} names another file with settings, which would not be read")
-        for name in settings:
-            # pydantic reads THREADS as threads, and so one of two that differ in nothing else.
-            if name != name.lower() and name.lower() in Config.model_fields:
-                raise SettingsError(f"{file_path} has the key {name}; expected {name.lower()}")
-        return settings
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach `address` (HOST:PORT).
-
-    >>> is_loopback("127.0.0.1:50051"), is_loopback("[::1]:50051"), is_loopback("0.0.0.0:50051")
-    (True, True, False)
-    """
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def load_config(arguments: Sequence[str]) -> Config:
-    """The settings from flags, environment and file.
-
-    Raises:
-        ConfigError: if a flag or setting is unknown or refused, or the file cannot be read.
-        SystemExit: after `--help`.
-    """
-    for argument in arguments:
-        if not argument.isprintable():
-            # pydantic reads no further than to the end of a line.
-            raise ConfigError(f"{argument!r} is refused: expected a flag of printable characters")
-    _check_given_once(arguments)
-    path = _path_of_file(arguments)
-    if path is not None and not Path(path).is_file():
-        raise ConfigError(f"config: {path} is not a file that can be read")
-
-    class ConfigWithFile(Config):
-        __doc__ = Config.__doc__
-        model_config = SettingsConfigDict(toml_file=path)
-
-    try:
-        config: Config = CliApp.run(ConfigWithFile, cli_args=list(arguments))
-    except ValidationError as error:
-        raise ConfigError("\n".join(_describe(each) for each in error.errors())) from error
-    except RecursionError:
-        raise ConfigError(f"config: {path} is nested too deeply") from None
-    except (SettingsError, ValueError, OSError) as error:
-        raise ConfigError(_describe_whole(error)) from error
-    if config.config is not None and path is None:
-        # A variable in another case than LOSSWIRE_CONFIG.
-        raise ConfigError(f"config: {config.config} was not read; expected --config or LOSSWIRE_CONFIG")
-    return config
-
-
-def unread_variables() -> list[str]:
-    """The variables that look like settings and are none, by name: a slip of the pen is not passed over in silence.
-
-    They cannot be refused: Kubernetes makes variables such as LOSSWIRE_SERVICE_HOST of a service's name, and the
-    client has some of its own.
-    """
-    prefix = Config.model_config["env_prefix"].lower()
-    names = {f"{prefix}{name}" for name in Config.model_fields}
-    return sorted(name for name in os.environ if name.lower().startswith(prefix) and name.lower() not in names)
-
-
-def _check_given_once(arguments: Sequence[str]) -> None:
-    """Refuse a flag that is given twice and not alike, of which argparse takes the last; lists add up.
-
-    Raises:
-        ConfigError: if there is one.
-    """
-    given: dict[str, str] = {}
-    for argument, following in zip(arguments, (*arguments[1:], "--"), strict=False):
-        if not argument.startswith("--"):
-            continue
-        flag, has_value, _ = argument.partition("=")
-        written = argument if has_value or following.startswith("--") else f"{argument}={following}"
-        name = flag.removeprefix("--").removeprefix("no-")
-        if name != "runs" and given.setdefault(name, written) != written:
-            raise ConfigError(f"{name.replace('-', '_')}: {given[name]} and {written} are both given; expected one")
-
-
-def _path_of_file(arguments: Sequence[str]) -> str | None:
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--config", default=os.environ.get("LOSSWIRE_CONFIG"))
-    try:
-        path: str | None = finder.parse_known_args(arguments)[0].config
-    except argparse.ArgumentError as error:
-        raise ConfigError(f"{error}; {_HELP}") from error
-    return path
-
-
-_HELP: Final = "losswire-server --help lists the flags"
-
-
-def _describe_whole(error: Exception) -> str:
-    """What is wrong where it is no setting's value."""
-    of_flags = str(error).removeprefix("error parsing CLI: ")
-    return f"config: {error}" if of_flags == str(error) else f"{of_flags}; {_HELP}"
-
-
-_FORMS: Final = {
-    "device": "auto, cpu, cuda or cuda:N",
-    "otlp_endpoint": "an http or https URL of a host, and its port, such as http://localhost:4317",
-}
-"""What the patterns of settings accept, in words."""
-
-
-def _describe(error: object) -> str:
-    assert isinstance(error, dict)
-    name = ".".join(map(str, error["loc"]))
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(name, Config.model_fields, 1)
-        perhaps = f" (perhaps {nearest[0]} is meant)" if nearest else ""
-        message = f"there is no such setting{perhaps}; losswire-server --help lists all"
-    elif error["type"] == "string_pattern_mismatch":
-        message = f"expected {_FORMS[name]}"
-    return f"{name}: {error['input']!r} is refused: {message}" if name else message
