@@ -53,6 +53,13 @@ class FakeServer(grpc.GenericRpcHandler):
         """Appends steps to the script."""
         self._script.extend(steps)
 
+    def request(self, index: int) -> v1.EvaluateRequest:
+        """The `EvaluateRequest` of a call that was no stream, the first being 0."""
+        received = self.received[index]
+        assert received.method == "Evaluate"
+        [message] = received.messages
+        return v1.EvaluateRequest.FromString(message)
+
     def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler[bytes, bytes]:
         def serve(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             metadata = dict(context.invocation_metadata())

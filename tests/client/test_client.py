@@ -18,7 +18,6 @@ from losswire import RetryPolicy, v1
 from losswire.evaluation import evaluation
 from losswire.frames import evaluate_stream
 from losswire.options import Options
-from losswire.v1.tensor_format import tensor_digest
 
 Code = grpc.StatusCode
 
@@ -31,23 +30,12 @@ WEIGHT = np.linspace(0.5, 1.5, 100)
 
 FAST = RetryPolicy(initial_backoff_s=0.001)
 ONCE = RetryPolicy(max_attempts=1)
-NOT_FOUND = fail(
-    Code.NOT_FOUND, "unknown", trailing=[status_details(Code.NOT_FOUND, "TENSOR_NOT_FOUND", field="weight_digest")]
-)
-
-
-def request(server: FakeServer, index: int) -> v1.EvaluateRequest:
-    """The `EvaluateRequest` that the server received in a call."""
-    received = server.received[index]
-    assert received.method == "Evaluate"
-    [message] = received.messages
-    return v1.EvaluateRequest.FromString(message)
 
 
 def test_a_small_batch_is_one_message_there_and_one_back(fake_server: FakeServer, connect: Any) -> None:
     fake_server.then(evaluated())
     result = connect(fake_server.target).cross_entropy(LOGITS, TARGET, ignore_index=-100, label_smoothing=0.125)
-    sent = request(fake_server, 0)
+    sent = fake_server.request(0)
     assert (sent.logits.data, list(sent.logits.shape)) == (LOGITS.tobytes(), [3, 5])
     assert sent.class_indices.data == TARGET.tobytes()
     assert sent.options.label_smoothing == 0.125
@@ -211,73 +199,6 @@ def test_a_large_stream_is_tried_again_with_the_same_frames(fake_server: FakeSer
     expected = list(evaluate_stream(asked, True))
     assert first.messages == expected[:4]
     assert second.messages == expected
-
-
-def test_a_weight_is_sent_once_and_again_when_the_server_asks(fake_server: FakeServer, connect: Any) -> None:
-    fake_server.then(evaluated(), evaluated(), NOT_FOUND, evaluated(), evaluated())
-    client = connect(fake_server.target, retry=ONCE)
-    for _ in range(4):
-        client.cross_entropy(LOGITS, TARGET, WEIGHT)
-    sent = [request(fake_server, index) for index in range(5)]
-    assert [message.HasField("weight") for message in sent] == [True, False, False, True, False]
-    digest = tensor_digest(WEIGHT.shape, v1.DataType.DATA_TYPE_FLOAT64, WEIGHT.tobytes())
-    assert {message.weight_digest for message in sent} == {digest}
-    assert sent[3].weight.data == WEIGHT.tobytes()
-
-
-def test_a_weight_that_changed_in_place_is_another_weight(fake_server: FakeServer, connect: Any) -> None:
-    fake_server.then(evaluated(), evaluated())
-    client, weight = connect(fake_server.target), WEIGHT.copy()
-    client.cross_entropy(LOGITS, TARGET, weight)
-    weight[7] = 9.0
-    client.cross_entropy(LOGITS, TARGET, weight)
-    assert request(fake_server, 1).weight.data == weight.tobytes()
-
-
-def test_a_weight_counts_as_held_only_once_a_call_succeeded(fake_server: FakeServer, connect: Any) -> None:
-    fake_server.then(fail(Code.INVALID_ARGUMENT), evaluated())
-    client = connect(fake_server.target)
-    with pytest.raises(losswire.InvalidArgumentError):
-        client.cross_entropy(LOGITS, TARGET, WEIGHT)
-    client.cross_entropy(LOGITS, TARGET, WEIGHT)
-    assert request(fake_server, 1).HasField("weight")
-
-
-def test_a_server_that_misses_what_it_was_sent_is_believed_once(fake_server: FakeServer, connect: Any) -> None:
-    fake_server.then(NOT_FOUND)
-    with pytest.raises(losswire.NotFoundError) as caught:
-        connect(fake_server.target).cross_entropy(LOGITS, TARGET, WEIGHT)
-    assert caught.value.reason == "TENSOR_NOT_FOUND"
-
-
-def test_a_stream_carries_the_weight_when_the_server_asks(fake_server: FakeServer, connect: Any) -> None:
-    fake_server.then(streamed(), NOT_FOUND, streamed())
-    client = connect(fake_server.target, retry=ONCE)
-    client.cross_entropy(BIG_LOGITS, BIG_TARGET, WEIGHT)
-    client.cross_entropy(BIG_LOGITS, BIG_TARGET, WEIGHT)
-    headers = [v1.EvaluateStreamRequest.FromString(call.messages[0]).header for call in fake_server.received]
-    assert [header.HasField("weight") for header in headers] == [True, False, True]
-    assert v1.EvaluateStreamRequest.FromString(fake_server.received[2].messages[1]).weight == WEIGHT.tobytes()
-
-
-def test_a_weight_put_ahead_is_named_by_the_first_call(fake_server: FakeServer, connect: Any) -> None:
-    fake_server.then(reply(v1.PutTensorResponse(digest=b"d" * 32).SerializeToString()), evaluated())
-    client = connect(fake_server.target)
-    assert client.put_tensor(WEIGHT) == b"d" * 32
-    client.cross_entropy(LOGITS, TARGET, WEIGHT)
-    put = v1.PutTensorRequest.FromString(fake_server.received[0].messages[0])
-    assert (put.tensor.data, list(put.tensor.shape)) == (WEIGHT.tobytes(), [100])
-    assert not request(fake_server, 1).HasField("weight")
-
-
-def test_a_small_weight_is_always_sent_without_a_name(fake_server: FakeServer, connect: Any) -> None:
-    fake_server.then(evaluated(), evaluated())
-    client = connect(fake_server.target)
-    for index in range(2):
-        client.cross_entropy(LOGITS, TARGET, np.ones(5))
-        sent = request(fake_server, index)
-        assert sent.weight.data == np.ones(5).tobytes()
-        assert not sent.HasField("weight_digest")
 
 
 def test_the_deadline_ends_a_call_here_and_there(fake_server: FakeServer, connect: Any) -> None:
