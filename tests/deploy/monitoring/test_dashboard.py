@@ -29,7 +29,8 @@ def expression_of(query: str) -> str:
     return query
 
 
-def test_the_file_is_what_its_program_writes() -> None:
+def test_the_file_is_what_its_program_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FILE.parent)
     assert FILE.read_text() == runpy.run_path(str(FILE.with_name("dashboard.py")))["written"]()
 
 
