@@ -10,8 +10,9 @@ import grpc
 from prometheus_client import CollectorRegistry
 
 from losswire_server.admission import ByteBudget, Reservation
-from losswire_server.call import Call, Lobby
+from losswire_server.call import Call
 from losswire_server.config.settings import Config
+from losswire_server.lobby import Lobby
 from losswire_server.metrics import Metrics
 
 

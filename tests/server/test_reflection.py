@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, Serv
 from made_calls import Aborted, FakeContext, in_loop, make_call, make_lobby, steps
 
 from losswire.v1.framing import MESSAGE_BYTES
-from losswire_server.call import Lobby
+from losswire_server.lobby import Lobby
 from losswire_server.reflection import MAX_QUESTION_BYTES, PATH, reflection_methods
 
 QUESTION = ServerReflectionRequest(list_services="").SerializeToString()

@@ -12,10 +12,10 @@ from held_engine import HeldEngine, InlineEngine
 from made_calls import FakeContext, make_call, make_lobby, reserve, steps
 from made_requests import F32, I64, announced, begin, make_request, request_of, tensor_bytes
 
-from losswire_server.call import Lobby
 from losswire_server.engine import Engine
 from losswire_server.errors import DeadlinePassedError
 from losswire_server.framed import FramedEvaluation
+from losswire_server.lobby import Lobby
 from losswire_server.losses.job import Job
 from losswire_server.run import Run
 from losswire_server.sizes import STATE_BYTES_PER_POSITION

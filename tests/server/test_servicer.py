@@ -26,9 +26,9 @@ from losswire.v1 import (
     Output,
     TensorHeader,
 )
-from losswire_server.call import Lobby
 from losswire_server.engine import Engine
 from losswire_server.frames import decode_request
+from losswire_server.lobby import Lobby
 from losswire_server.losses.job import JobSums
 from losswire_server.requests import KnownRequests
 from losswire_server.servicer import Servicer

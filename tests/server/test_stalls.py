@@ -10,8 +10,9 @@ import pytest
 from made_calls import FakeContext, in_loop, make_call, make_lobby, steps
 
 from losswire.v1.framing import MESSAGE_BYTES
-from losswire_server.call import Call, Lobby
+from losswire_server.call import Call
 from losswire_server.errors import IdleError, OverloadedError, StalledError
+from losswire_server.lobby import Lobby
 from losswire_server.tenants import Tenant
 
 SILENT_CALLS = 126

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -14,7 +12,7 @@ import structlog
 from prometheus_client import Counter
 
 from losswire.v1.framing import MESSAGE_BYTES
-from losswire_server.admission import MIN_RETRY_AFTER_S, ByteBudget, Reservation
+from losswire_server.admission import MIN_RETRY_AFTER_S, Reservation
 from losswire_server.config.settings import Config
 from losswire_server.errors import (
     BodyTimeoutError,
@@ -29,17 +27,14 @@ from losswire_server.errors import (
     StalledError,
 )
 from losswire_server.health import SERVICE
-from losswire_server.identity.gate import Gate, Identity
+from losswire_server.identity.gate import Identity
+from losswire_server.lobby import Lobby
 from losswire_server.losses.faults import Fault, fault_of
-from losswire_server.metrics import Exemplar, Metrics
-from losswire_server.stalls import Stalls
+from losswire_server.metrics import Exemplar
 from losswire_server.tasks import Caller
 from losswire_server.tenants import Tenant
-from losswire_server.tracing import CallTrace, Tracing
-from losswire_server.waits import Wait, Waits
-
-IDLE_RESOLUTION_S: Final = 1.0
-"""How late an idle stream may be ended. There may be many, and they wait for minutes."""
+from losswire_server.tracing import CallTrace
+from losswire_server.waits import Wait
 
 ABORT_TIMEOUT_S: Final = 1.0
 """How long a status may take to be written. gRPC writes in order, so one message that nobody reads holds it up."""
@@ -59,65 +54,6 @@ _STREAMS: Final = ("EvaluateStream", "ServerReflectionInfo")
 """Methods whose callers may have one thing after the other to ask on one stream."""
 
 _log = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class Lobby:
-    """What all calls of a server share.
-
-    Attributes:
-        tracing: Traces calls; None where that is off.
-        gate: Tells who calls, by the rules as they are now; None where everyone may. Another thread replaces it.
-        draining: Set once the server takes no new evaluations.
-        device_lost: Set, by any thread, once nothing can be evaluated any more. From then on no call succeeds.
-        inflight: Number of calls in progress.
-        working: The tasks of those that have not begun to end.
-        transfers: Waits for messages to come or go within an evaluation.
-        idle: Waits of streams between two evaluations, which draining ends.
-        stalls: Has calls that wait for their callers make room for others.
-        backlog_s: Seconds until work of a tenant would be begun.
-        ended_at: When the last call ended, in seconds of `time.monotonic`.
-    """
-
-    config: Config
-    metrics: Metrics
-    budget: ByteBudget
-    tracing: Tracing | None = None
-    gate: Gate | None = None
-    draining: bool = False
-    device_lost: bool = False
-    inflight: int = 0
-    working: set[asyncio.Task[Any]] = field(default_factory=set)
-    transfers: Waits = field(default_factory=Waits)
-    idle: Waits = field(default_factory=partial(Waits, IDLE_RESOLUTION_S))
-    stalls: Stalls = field(init=False)
-    backlog_s: Callable[[Tenant], float] = lambda tenant: 0.0
-    ended_at: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        self.stalls = Stalls(self.budget, self.idle, self.transfers, self.config.max_stall_s)
-
-    def drain(self) -> None:
-        """Take no new evaluations, and end the streams that wait for one."""
-        self.draining = True
-        self.ended_at = time.monotonic()
-        self.idle.end()
-
-    def is_unread(self, patience_s: float) -> bool:
-        """Whether all that is left are replies of which their callers took nothing for so many seconds."""
-        latest = time.monotonic() - patience_s
-        unread = sum(wait.owner.is_sending and wait.began_at < latest for wait in self.transfers.oldest_first())
-        return self.ended_at < latest and unread == self.inflight
-
-    def check_device(self) -> None:
-        """Raise DeviceLostError if the device is lost."""
-        if self.device_lost:
-            raise DeviceLostError
-
-    def fail(self) -> None:
-        """End all calls with DeviceLostError, whatever they wait for. `device_lost` is set."""
-        for task in tuple(self.working):
-            task.cancel()
 
 
 class Call:

@@ -15,9 +15,10 @@ from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from losswire.v1 import ErrorReason
-from losswire_server.call import Call, Lobby
+from losswire_server.call import Call
 from losswire_server.errors import InvalidRequestError
 from losswire_server.health import SERVICE
+from losswire_server.lobby import Lobby
 
 METHOD: Final = "ServerReflectionInfo"
 PATH: Final = f"/{reflection.SERVICE_NAME}/{METHOD}"

@@ -15,7 +15,6 @@ import torch
 
 from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.admission import ByteBudget
-from losswire_server.call import Lobby
 from losswire_server.config.settings import Config
 from losswire_server.device import device_memory, open_device
 from losswire_server.device_loss import FLUSH_S, DeviceFailedError, DeviceLoss
@@ -26,6 +25,7 @@ from losswire_server.identity.policy import MethodTable
 from losswire_server.identity.settings import IdentityError
 from losswire_server.info import server_info
 from losswire_server.limits import SERVICE_OPTIONS
+from losswire_server.lobby import Lobby
 from losswire_server.loop_delay import LoopDelay
 from losswire_server.losses.cross_entropy import open_backend
 from losswire_server.losses.warm_up import ALWAYS, warm_up

@@ -15,13 +15,14 @@ import grpc
 from losswire.v1 import GetInfoResponse, PutTensorResponse
 from losswire.v1.framing import MESSAGE_BYTES, MESSAGE_PAYLOAD_BYTES
 from losswire_server import replies
-from losswire_server.call import Call, Lobby
+from losswire_server.call import Call
 from losswire_server.engine import Engine
 from losswire_server.errors import TooLargeError
 from losswire_server.evaluation import Evaluation, Totals, totals_of
 from losswire_server.framed import FramedEvaluation
 from losswire_server.frames import Request, decode_chunk, decode_first_frame, decode_put_tensor, decode_request
 from losswire_server.health import SERVICE
+from losswire_server.lobby import Lobby
 from losswire_server.plan import Plan
 from losswire_server.replies import StageSeconds
 from losswire_server.requests import Kind, KnownRequests, WholeRequest

@@ -14,7 +14,7 @@ from score_shards import DOMAIN, GENERATOR, LOGITS, ROWS, TARGET, Losswire, Summ
 from torch.nn import functional as F
 
 import losswire as losswire_package
-from losswire.scoring.tally import BIN_COUNT
+from losswire.scoring.totals import BIN_COUNT
 from losswire.session import Session
 
 WEIGHT = [1.0, 0.5, 2.0, 0.0, 3.0]

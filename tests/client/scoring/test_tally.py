@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from losswire.scoring.exact_sums import exact, to_float
-from losswire.scoring.tally import BIN_COUNT, WORST_COUNT, Groups, ScoredRows, Tally, Totals, histogram_edges
+from losswire.scoring.tally import Groups, ScoredRows, Tally
+from losswire.scoring.totals import BIN_COUNT, WORST_COUNT, Totals, histogram_edges
 
 GENERATOR = np.random.default_rng(8)
 COUNT, CLASSES = 900, 7

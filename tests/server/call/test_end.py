@@ -11,12 +11,13 @@ from made_calls import Aborted, FakeContext, in_loop, make_call, make_lobby, ste
 from structlog.testing import capture_logs
 
 from losswire.v1 import ErrorReason
-from losswire_server.call import NO_MEMORY, OUT_OF_MEMORY_RETRY_S, Call, Lobby
+from losswire_server.call import NO_MEMORY, OUT_OF_MEMORY_RETRY_S, Call
 from losswire_server.errors import (
     InvalidRequestError,
     OverloadedError,
     TooLargeError,
 )
+from losswire_server.lobby import Lobby
 
 FOR_EVER_S = 3600.0
 

@@ -8,11 +8,11 @@ import grpc
 import pytest
 from made_calls import FakeContext, in_loop, make_call, make_lobby
 
-from losswire_server.call import Lobby
 from losswire_server.errors import (
     DeadlinePassedError,
     QueueFullError,
 )
+from losswire_server.lobby import Lobby
 
 
 def backlogged(backlog_s: float, **settings: Any) -> Lobby:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from losswire.scoring.errors import RefusedError, ShardError, require
 from losswire.scoring.folder import Folder
-from losswire.scoring.tally import ScoredRows, Totals
+from losswire.scoring.tally import ScoredRows
+from losswire.scoring.totals import Totals
 
 if TYPE_CHECKING:
     import pyarrow as pa

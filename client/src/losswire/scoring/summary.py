@@ -13,7 +13,7 @@ from losswire.scoring.exact_sums import to_float
 from losswire.scoring.folder import Folder
 from losswire.scoring.manifest import Manifest
 from losswire.scoring.row_file import ShardRecord, row_file_name
-from losswire.scoring.tally import Bin, Cell, Totals, histogram_edges, new_bins
+from losswire.scoring.totals import Bin, Cell, Totals, histogram_edges, new_bins
 
 SUMMARY_NAME: Final = "summary.json"
 
