@@ -32,6 +32,7 @@ from losswire_server.health import SERVICE
 from losswire_server.identity.gate import Gate, Identity
 from losswire_server.losses.faults import Fault, fault_of
 from losswire_server.metrics import Exemplar, Metrics
+from losswire_server.reads import next_message
 from losswire_server.stalls import Stalls
 from losswire_server.tasks import Caller
 from losswire_server.tenants import Tenant
@@ -253,11 +254,10 @@ class Call:
         if not self.reservation.try_resize(held_bytes + MESSAGE_BYTES):
             await self._be_admitted(held_bytes + MESSAGE_BYTES)
         with self._in_time(self._waited_s) as wait:
-            message = await self._context.read()
-        if message is grpc.aio.EOF:
+            message = await next_message(self._context)
+        if message is None:
             self.reservation.try_resize(held_bytes)
             return None
-        assert isinstance(message, bytes), "messages come as they are"
         self._waited_s, self._brought_bytes = time.monotonic() - wait.began_at, self._brought_bytes + len(message)
         if self._brought_bytes >= LEAST_BYTES:
             self._waited_s, self._brought_bytes = 0.0, 0
@@ -281,10 +281,9 @@ class Call:
             raise DrainingError
         limit = time.monotonic() + self.lobby.config.idle_timeout_s
         with self.lobby.idle.until(limit, self._idle_too_long, self):
-            message = await self._context.read()
-        if message is grpc.aio.EOF:
+            message = await next_message(self._context)
+        if message is None:
             return None
-        assert isinstance(message, bytes), "messages come as they are"
         self.began_at = time.monotonic()
         self._count(self._metrics.received_bytes, message)
         return message
