@@ -416,6 +416,9 @@ class Call:
         # gRPC keeps what it raises to end a call, and what can be reached from there, until Python looks for cycles.
         # The frames that raised this error have the message that the call read, whose bytes go back to the budget now.
         error.__traceback__ = error.__cause__ = error.__context__ = None
+        if self.caller.deadline <= time.monotonic() and self._context.time_remaining() is not None:
+            # Its caller set that and has given up, and gRPC is about to end the call. It keeps what it cannot send.
+            raise asyncio.CancelledError
         try:
             async with asyncio.timeout(ABORT_TIMEOUT_S):
                 await self._context.abort(error.code, error.details, error.trailing_metadata)
