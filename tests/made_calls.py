@@ -49,7 +49,10 @@ class FakeContext:
         message = next(self._messages, None)
         if message is None and self._silent:
             await asyncio.Event().wait()
-        await asyncio.sleep(0)
+        # As gRPC's does, it waits for one future, which something else makes done.
+        loop = asyncio.get_running_loop()
+        loop.call_soon((received := loop.create_future()).set_result, None)
+        await received
         return grpc.aio.EOF if message is None else message
 
     async def write(self, message: bytes) -> None:

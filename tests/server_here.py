@@ -34,6 +34,16 @@ class ServerHere:
         """Tasks of its event loop."""
         return len(asyncio.all_tasks(self._loop))
 
+    def sample(self, name: str, **labels: str) -> float:
+        """The value of a metric; 0 where there is none."""
+        values = [
+            each.value
+            for family in self._server.registry.collect()
+            for each in family.samples
+            if each.name == name and labels.items() <= each.labels.items()
+        ]
+        return sum(values)
+
     def stop(self) -> None:
         """Drain and end."""
         self._run(self._server.drain(asyncio.Event()))

@@ -31,6 +31,7 @@ from losswire_server.identity.gate import Identity
 from losswire_server.lobby import Lobby
 from losswire_server.losses.faults import Fault, fault_of
 from losswire_server.metrics import Exemplar
+from losswire_server.reads import next_message
 from losswire_server.tasks import Caller
 from losswire_server.tenants import Tenant
 from losswire_server.tracing import CallTrace
@@ -189,11 +190,10 @@ class Call:
         if not self.reservation.try_resize(held_bytes + MESSAGE_BYTES):
             await self._be_admitted(held_bytes + MESSAGE_BYTES)
         with self._in_time(self._waited_s) as wait:
-            message = await self._context.read()
-        if message is grpc.aio.EOF:
+            message = await next_message(self._context)
+        if message is None:
             self.reservation.try_resize(held_bytes)
             return None
-        assert isinstance(message, bytes), "messages come as they are"
         self._waited_s, self._brought_bytes = time.monotonic() - wait.began_at, self._brought_bytes + len(message)
         if self._brought_bytes >= LEAST_BYTES:
             self._waited_s, self._brought_bytes = 0.0, 0
@@ -217,10 +217,9 @@ class Call:
             raise DrainingError
         limit = time.monotonic() + self.lobby.config.idle_timeout_s
         with self.lobby.idle.until(limit, self._idle_too_long, self):
-            message = await self._context.read()
-        if message is grpc.aio.EOF:
+            message = await next_message(self._context)
+        if message is None:
             return None
-        assert isinstance(message, bytes), "messages come as they are"
         self.began_at = time.monotonic()
         self._count(self._metrics.received_bytes, message)
         return message
@@ -353,6 +352,9 @@ class Call:
         # gRPC keeps what it raises to end a call, and what can be reached from there, until Python looks for cycles.
         # The frames that raised this error have the message that the call read, whose bytes go back to the budget now.
         error.__traceback__ = error.__cause__ = error.__context__ = None
+        if self.caller.deadline <= time.monotonic() and self._context.time_remaining() is not None:
+            # Its caller set that and has given up, and gRPC is about to end the call. It keeps what it cannot send.
+            raise asyncio.CancelledError
         try:
             async with asyncio.timeout(ABORT_TIMEOUT_S):
                 await self._context.abort(error.code, error.details, error.trailing_metadata)

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from losswire.v1 import ErrorReason
 from losswire_server.call import NO_MEMORY, OUT_OF_MEMORY_RETRY_S, Call
 from losswire_server.errors import (
+    DeadlinePassedError,
     InvalidRequestError,
     OverloadedError,
     TooLargeError,
@@ -80,6 +81,24 @@ async def test_a_bug_ends_the_call_as_internal_and_is_logged_with_its_request_id
     assert "secret" not in str(context.aborted)
     assert [entry["request_id"] for entry in logs] == [call.caller.request_id]
     assert (lobby.budget.used_bytes, call.caller.gone, count(lobby, "INTERNAL")) == (0, True, 1)
+
+
+@pytest.mark.parametrize(("remaining_s", "is_told"), [(0.0, False), (FOR_EVER_S, True), (None, True)])
+def test_a_refusal_is_sent_unless_the_caller_has_given_up(remaining_s: float | None, is_told: bool) -> None:
+    async def main() -> None:
+        lobby, context = make_lobby(), FakeContext(remaining_s=remaining_s)
+
+        async def behaviour(call: Call) -> bytes:
+            if remaining_s is None:
+                call.caller.deadline = 0.0  # The server's own, which gRPC knows nothing of.
+            raise DeadlinePassedError
+
+        task = asyncio.ensure_future(make_call(lobby, context).run(behaviour))
+        await asyncio.gather(task, return_exceptions=True)
+        assert (context.aborted is not None, task.cancelled()) == (is_told, not is_told)
+        assert count(lobby, "DEADLINE_EXCEEDED") == 1
+
+    asyncio.run(main())
 
 
 @in_loop
