@@ -61,9 +61,9 @@ class Helm:
         """
         return _render(self.path, yaml.safe_dump(values or {}), kube_version, api_versions)
 
-    def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
         """Any command, whatever its exit code."""
-        return subprocess.run([self.path, *arguments], capture_output=True, text=True, check=False)
+        return subprocess.run([self.path, *arguments], input=text, capture_output=True, text=True, check=False)
 
 
 def find_helm(major: int) -> Helm:

@@ -14,6 +14,9 @@ from cluster import SCRIPTS, Cluster, Object, run, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 
 SPACE, NAME = "scoring", "loss"
+NONE_LOST = {"failed": 0, "wrong": 0}
+# Where a pod that calls has what it shows, and what it knows the server by.
+SHOWN = "/var/run/losswire"
 TARGET = f"dns:///{NAME}-losswire-headless.{SPACE}:50051"
 
 
@@ -29,6 +32,12 @@ class Load:
         lines = self.cluster.kubectl("logs", self.name, f"--namespace={SPACE}", "--tail=1").splitlines()
         counts: dict[str, Any] = json.loads(lines[0]) if lines else {"calls": 0, "failed": 0, "wrong": 0}
         return counts
+
+    def lost(self) -> dict[str, object]:
+        """NONE_LOST, or the calls that did not come to a right answer and the last errors."""
+        counts = self.counts()
+        result: dict[str, object] = {name: counts[name] for name in NONE_LOST}
+        return result if result == NONE_LOST else result | {"errors": counts["errors"]}
 
     def wait_for_calls(self, more: int, timeout_s: float = 120) -> dict[str, Any]:
         """The counts after some more calls."""
@@ -116,8 +125,16 @@ class Release:
         run("ctr", "--address", socket, "--namespace=k8s.io", "tasks", "kill", "--signal=SIGKILL", container)
 
     @contextmanager
-    def load(self, name: str = "load") -> Iterator[Load]:
-        """A pod that calls the headless Service without end, while the block lasts."""
+    def load(self, name: str = "load", token: Object | None = None, ca: Object | None = None) -> Iterator[Load]:
+        """A pod that calls the headless Service without end, while the block lasts.
+
+        Args:
+            name: The pod's.
+            token: Where its token comes from, as the source of a projected volume that gives the file `token`.
+            ca: Where the server's CA does, likewise as `ca.crt`; None calls in plain text.
+        """
+        sources = [each for each in (token, ca) if each]
+        files = {"LOSSWIRE_TOKEN_FILE": token and "token", "LOSSWIRE_CA": ca and "ca.crt"}
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -131,8 +148,11 @@ class Release:
                         "image": self.image,
                         "imagePullPolicy": "Never",
                         "command": ["python", "-c", (SCRIPTS / "load.py").read_text(), TARGET],
+                        "env": [{"name": key, "value": f"{SHOWN}/{file}"} for key, file in files.items() if file],
+                        "volumeMounts": [{"name": "shown", "mountPath": SHOWN}],
                     }
                 ],
+                "volumes": [{"name": "shown", "projected": {"sources": sources}}],
             },
         }
         self.cluster.apply(pod)

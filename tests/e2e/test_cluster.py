@@ -10,20 +10,9 @@ from urllib.parse import quote
 import pytest
 from cluster import Cluster, Object, wait_for
 from helm import ROOT
-from identities import hash_of
-from release import NAME, SPACE, Load, Release
+from release import NAME, NONE_LOST, SPACE, Release
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
-
-NONE_LOST = {"failed": 0, "wrong": 0}
-
-
-def lost(load: Load) -> dict[str, object]:
-    """The calls that did not come to a right answer, as counted by the caller."""
-    counts = load.counts()
-    print("calls:", counts)
-    result: dict[str, object] = {name: counts[name] for name in NONE_LOST}
-    return result if result == NONE_LOST else result | {"errors": counts["errors"]}
 
 
 def test_one_command_installs_it_and_every_probe_passes(release: Release) -> None:
@@ -50,7 +39,7 @@ def test_pods_run_with_the_threads_of_their_limit_and_without_a_token(release: R
 def test_a_client_of_the_headless_service_spreads_its_calls_over_all_pods(release: Release) -> None:
     with release.load() as load:
         load.wait_for_calls(100)
-        assert lost(load) == NONE_LOST
+        assert load.lost() == NONE_LOST
 
     assert all(release.metric(pod, "losswire_positions_total") > 0 for pod in release.ready_pods())
 
@@ -96,7 +85,7 @@ def test_an_upgrade_under_load_loses_no_call(release: Release) -> None:
     with release.load() as load:
         release.install({"replicas": 2, "settings": {"log_level": "warning"}})
         load.wait_for_calls(100)
-        assert lost(load) == NONE_LOST
+        assert load.lost() == NONE_LOST
 
     assert not before & {pod["metadata"]["name"] for pod in release.pods()}
 
@@ -112,7 +101,7 @@ def test_pods_that_are_added_under_load_get_calls_within_a_connections_age(relea
         )
         release.install({"replicas": 2, "settings": {"log_level": "warning"}})
         load.wait_for_calls(100)
-        assert lost(load) == NONE_LOST
+        assert load.lost() == NONE_LOST
 
 
 def test_a_killed_pod_costs_no_call(release: Release) -> None:
@@ -120,7 +109,7 @@ def test_a_killed_pod_costs_no_call(release: Release) -> None:
     with release.load() as load:
         release.kill(victim)
         load.wait_for_calls(200)
-        assert lost(load) == NONE_LOST
+        assert load.lost() == NONE_LOST
 
     def restarts() -> int:
         [pod] = [each for each in release.pods() if each["metadata"]["name"] == victim["metadata"]["name"]]
@@ -130,10 +119,12 @@ def test_a_killed_pod_costs_no_call(release: Release) -> None:
     wait_for("both pods to be ready", lambda: len(release.ready_pods()) == 2)
 
 
-def test_a_secret_that_is_missing_is_refused_and_nothing_is_changed(release: Release) -> None:
+def test_a_secret_or_config_map_that_is_missing_is_refused_and_nothing_is_changed(release: Release) -> None:
     before = release.pods()
     with pytest.raises(RuntimeError, match='existingSecret is "absent", which is no Secret in namespace scoring'):
         release.upgrade_without_waiting({"tls": {"enabled": True, "existingSecret": "absent"}})
+    with pytest.raises(RuntimeError, match='existingConfigMap is "absent", which is no ConfigMap in namespace scoring'):
+        release.upgrade_without_waiting({"identity": {"existingConfigMap": "absent"}})
 
     assert [each["metadata"]["name"] for each in release.pods()] == [each["metadata"]["name"] for each in before]
 
@@ -178,7 +169,7 @@ def test_a_certificate_that_cannot_be_read_starts_nothing_and_the_old_pods_go_on
         assert {pod["metadata"]["name"] for pod in release.ready_pods()} == before
         cluster.helm("rollback", NAME, f"--namespace={SPACE}", "--wait", "--timeout=5m")
         load.wait_for_calls(50)
-        assert lost(load) == NONE_LOST
+        assert load.lost() == NONE_LOST
 
 
 def test_evictions_take_one_pod_at_a_time_and_lose_no_call(cluster: Cluster, release: Release) -> None:
@@ -197,58 +188,7 @@ def test_evictions_take_one_pod_at_a_time_and_lose_no_call(cluster: Cluster, rel
             evict(second)
         wait_for("a pod in place of the first", lambda: len(release.ready_pods()) == 2)
         load.wait_for_calls(100)
-        assert lost(load) == NONE_LOST
-
-
-IDENTITY = """
-tokens_without_tls = true
-
-[[tokens]]
-name = "helm-test"
-sha256 = "{hash}"
-
-[[tenants]]
-name = "tests"
-members = [{{ token = "helm-test" }}]
-"""
-
-
-def test_callers_are_asked_who_they_are_and_a_token_is_replaced_under_pods_that_run(
-    cluster: Cluster, release: Release
-) -> None:
-    def secret(name: str, key: str, content: str) -> Object:
-        metadata = {"name": name, "namespace": SPACE}
-        return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {key: content}}
-
-    def give(token: str) -> None:
-        cluster.apply(
-            secret("who", "identity.toml", IDENTITY.format(hash=hash_of(token))),
-            secret("test-token", "token", token),
-        )
-
-    give("first-" + "t" * 40)
-    identity = {"existingSecret": "who", "clientTokenSecret": {"name": "test-token"}}
-    release.install({"replicas": 2, "identity": identity})
-    pods = release.ready_pods()
-
-    assert release.test().count("loss 1.0646, expected 1.0646") == 2
-    with release.load("stranger") as load:
-        counts = load.wait_for_calls(20)
-    # A failure is counted just before its call.
-    assert counts["failed"] >= counts["calls"]
-    assert "does not show who makes it" in counts["errors"][0]
-
-    give("second-" + "t" * 40)
-    # The kubelet looks at Secrets about once a minute.
-    reloads = {"setting": "identity", "outcome": "read"}
-    wait_for(
-        "every pod to have read the new token",
-        lambda: all(release.metric(pod, "losswire_file_reloads_total", **reloads) for pod in pods),
-        timeout_s=300,
-    )
-    assert release.test().count("loss 1.0646, expected 1.0646") == 2
-    names = [pod["metadata"]["name"] for pod in pods]
-    assert [pod["metadata"]["name"] for pod in release.ready_pods()] == names
+        assert load.lost() == NONE_LOST
 
 
 def test_the_autoscaler_adds_pods_while_evaluations_wait(cluster: Cluster, release: Release, tmp_path: Path) -> None:
@@ -290,7 +230,7 @@ def test_the_autoscaler_adds_pods_while_evaluations_wait(cluster: Cluster, relea
 
     with release.load() as load, release.load("more"):
         wait_for("a third pod", lambda: pods_for_prometheus() == 3, timeout_s=300)
-        assert lost(load) == NONE_LOST
+        assert load.lost() == NONE_LOST
 
 
 def test_uninstalling_leaves_nothing(cluster: Cluster, release: Release) -> None:

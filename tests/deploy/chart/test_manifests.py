@@ -260,13 +260,29 @@ def test_the_name_of_a_cron_job_stays_as_its_pods_can_be_changed(render: Render)
         assert render({"batch": batch}).one("CronJob")["metadata"]["name"] == "loss-losswire-score"
 
 
+def token_of(pod: dict[str, Any]) -> tuple[dict[str, str], list[Any]]:
+    """What a client's pod has in its environment, and the volumes that its token is mounted from."""
+    [container] = pod["spec"]["containers"]
+    paths = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+    volumes = [each for each in pod["spec"]["volumes"] if paths[each["name"]] == "/etc/losswire/token"]
+    return {each["name"]: each["value"] for each in container.get("env", [])}, volumes
+
+
+# A variable, or a file mounted with subPath, would stay as it was when the pod began.
+TOKEN_FILE = {"LOSSWIRE_TOKEN_FILE": "/etc/losswire/token/token"}
+
+
+def mounted_token(name: str, key: str) -> list[Any]:
+    """The volume of a token from this Secret."""
+    secret = {"secretName": name, "defaultMode": 0o440, "items": [{"key": key, "path": "token"}]}
+    return [{"name": "token", "secret": secret}]
+
+
 def test_a_token_reaches_batch_pods_from_its_secret(render: Render) -> None:
     batch = {"enabled": True, "sources": ["x"], "schedule": "@daily", "tokenSecret": {"name": "token"}}
     job = render({"batch": batch}).one("CronJob")["spec"]["jobTemplate"]["spec"]
 
-    [variable] = job["template"]["spec"]["containers"][0]["env"]
-    assert variable["name"] == "LOSSWIRE_TOKEN"
-    assert variable["valueFrom"]["secretKeyRef"] == {"name": "token", "key": "token"}
+    assert token_of(job["template"]) == (TOKEN_FILE, mounted_token("token", "token"))
 
 
 def test_rules_and_dashboard_are_those_of_the_repository(helm: Helm, tmp_path: Path) -> None:
@@ -376,15 +392,21 @@ def test_helm_test_and_batch_pods_show_a_token_where_callers_are_asked_who_they_
     identity = {"existingSecret": "who", "clientTokenSecret": {"name": "test-token", "key": "t"}}
     tls = {"enabled": True, "existingSecret": "cert"}
 
-    def environments(rendered: Rendered) -> list[Any]:
+    def tokens(rendered: Rendered) -> list[Any]:
         job = rendered.one("CronJob")["spec"]["jobTemplate"]["spec"]["template"]
-        return [pod["spec"]["containers"][0].get("env") for pod in (rendered.one("Pod", "-test"), job)]
+        return [token_of(pod) for pod in (rendered.one("Pod", "-test"), job)]
 
-    shown = {"name": "LOSSWIRE_TOKEN", "valueFrom": {"secretKeyRef": {"name": "test-token", "key": "t"}}}
-    assert environments(render({"batch": batch, "identity": identity, "tls": tls})) == [[shown]] * 2
-    readable = {"name": "LOSSWIRE_TOKEN_WITHOUT_TLS", "value": "true"}
-    assert environments(render({"batch": batch, "identity": identity})) == [[shown, readable]] * 2
-    assert environments(render({"batch": batch})) == [None, None]
+    mounted = mounted_token("test-token", "t")
+    assert tokens(render({"batch": batch, "identity": identity, "tls": tls})) == [(TOKEN_FILE, mounted)] * 2
+    readable = {**TOKEN_FILE, "LOSSWIRE_TOKEN_WITHOUT_TLS": "true"}
+    assert tokens(render({"batch": batch, "identity": identity})) == [(readable, mounted)] * 2
+    assert tokens(render({"batch": batch})) == [({}, [])] * 2
+    # Another server's token goes before it.
+    own = {**batch, "tokenSecret": {"name": "own"}}
+    assert tokens(render({"batch": own, "identity": identity, "tls": tls}))[1] == (
+        TOKEN_FILE,
+        mounted_token("own", "token"),
+    )
 
 
 def test_there_is_no_helm_test_where_its_pod_could_not_show_who_it_is(render: Render) -> None:

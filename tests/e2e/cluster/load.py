@@ -1,13 +1,16 @@
 """Calls losswire without end from several threads, and prints a line of JSON a second: calls, failures, wrong answers.
 
 Argument: the target. Half of the threads send small batches, and half send batches of 8 MiB, as streams. Every answer
-is compared with the first one, whose bits it must have.
+is compared with the first one, whose bits it must have. LOSSWIRE_TOKEN_FILE is the file of a token and LOSSWIRE_CA
+that of the server's CA, where there are such.
 """
 
 import json
+import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -23,7 +26,9 @@ errors: list[str] = []
 
 def call(target: str, logits: np.ndarray, labels: np.ndarray) -> None:
     """Call for ever, a few times a second, so that many of these share two cores."""
-    with losswire.Client(target, timeout_s=60.0) as client:
+    ca, token_file = os.environ.get("LOSSWIRE_CA"), os.environ.get("LOSSWIRE_TOKEN_FILE")
+    tls, token = losswire.Tls(ca) if ca else None, Path(token_file) if token_file else None
+    with losswire.Client(target, timeout_s=60.0, tls=tls, token=token, token_without_tls=True) as client:
         expected = None
         while True:
             try:

@@ -1,7 +1,7 @@
 """Evaluates a known loss on each of two Services of losswire and reads its metrics. Exits 1 where anything differs.
 
 Arguments: two targets, the URL of the metrics, and, with TLS, the folder with ca.crt, and tls.crt and tls.key where the
-server demands a certificate. LOSSWIRE_TOKEN holds a token where it asks for one.
+server demands a certificate. LOSSWIRE_TOKEN_FILE is the file of a token where it asks for one.
 """
 
 import os
@@ -22,7 +22,7 @@ if folder:
     path = Path(folder[0])
     own = (path / "tls.crt", path / "tls.key") if (path / "tls.key").exists() else (None, None)
     tls = losswire.Tls(path / "ca.crt", *own)
-token = os.environ.get("LOSSWIRE_TOKEN")
+token = Path(os.environ["LOSSWIRE_TOKEN_FILE"]) if "LOSSWIRE_TOKEN_FILE" in os.environ else None
 readable = "LOSSWIRE_TOKEN_WITHOUT_TLS" in os.environ
 for target in (single, f"dns:///{headless}"):
     with losswire.Client(target, tls=tls, timeout_s=30.0, token=token, token_without_tls=readable) as client:

@@ -48,24 +48,53 @@ identity = "/etc/losswire/identity/identity.toml"
 {{- if or .Values.identity.existingSecret .Values.identity.existingConfigMap -}}true{{- end -}}
 {{- end }}
 
-{{/* The token of a client in the chart, from the first of these Secrets that is named. */}}
-{{- define "losswire.tokenEnvironment" -}}
-{{- $root := index . 0 -}}
+{{/* The Secret of a client's token, as JSON: the first of these that is named. The argument is a list: the context, and Secrets. */}}
+{{- define "losswire.tokenSecret" -}}
 {{- $secret := dict -}}
 {{- range rest . -}}{{- if and .name (not $secret.name) -}}{{- $secret = . -}}{{- end -}}{{- end -}}
-{{- if $secret.name }}
+{{ toJson $secret }}
+{{- end }}
+
+{{/* Where a client in the chart finds its token: a file, which follows its Secret in a pod that runs for hours. */}}
+{{- define "losswire.tokenEnvironment" -}}
+{{- $root := index . 0 -}}
+{{- if include "losswire.tokenSecret" . | fromJson -}}
 env:
-  - name: LOSSWIRE_TOKEN
-    valueFrom:
-      secretKeyRef:
-        name: {{ $secret.name }}
-        key: {{ default "token" $secret.key }}
+  - name: LOSSWIRE_TOKEN_FILE
+    value: /etc/losswire/token/token
   {{- if and (include "losswire.hasIdentity" $root) (not $root.Values.tls.enabled) }}
   # Without TLS the server takes tokens only where its identity file says so.
   - name: LOSSWIRE_TOKEN_WITHOUT_TLS
     value: "true"
   {{- end }}
 {{- end }}
+{{- end }}
+
+{{- define "losswire.tokenMount" -}}
+{{- if include "losswire.tokenSecret" . | fromJson -}}
+- name: token
+  mountPath: /etc/losswire/token
+  readOnly: true
+{{- end }}
+{{- end }}
+
+{{- define "losswire.tokenVolume" -}}
+{{- with include "losswire.tokenSecret" . | fromJson -}}
+- name: token
+  secret:
+    secretName: {{ .name }}
+    defaultMode: 0440
+    items:
+      - key: {{ default "token" .key }}
+        path: token
+{{- end }}
+{{- end }}
+
+{{/* Whether there is a `helm test`: not where its pod could not show who it is. */}}
+{{- define "losswire.hasTest" -}}
+{{- $certified := and .Values.tls.clientCASecret .Values.tls.clientSecret -}}
+{{- $known := or (not (include "losswire.hasIdentity" .)) .Values.identity.clientTokenSecret.name $certified -}}
+{{- if and $known (or $certified (not .Values.tls.clientCASecret)) -}}true{{- end -}}
 {{- end }}
 
 {{/* What a client in the chart gets besides the image: the CA of the server, and the certificate where it is demanded. */}}

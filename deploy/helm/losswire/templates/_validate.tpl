@@ -126,7 +126,7 @@
 {{ ternary 2560 400 (eq .Values.device "cuda") }}
 {{- end }}
 
-{{/* A sentence for each Secret, or key of one, that is named but not in the namespace, where there is a cluster to ask: as JSON. */}}
+{{/* A sentence for each Secret or ConfigMap, or key of one, that is named but not in the namespace, where there is a cluster to ask: as JSON. */}}
 {{- define "losswire.missingSecrets" -}}
 {{- $problems := list -}}
 {{- $tls := .Values.tls -}}
@@ -147,6 +147,9 @@
 {{- with .Values.identity.existingSecret -}}
 {{- $named = append $named (list "identity.existingSecret" . (list "identity.toml")) -}}
 {{- end -}}
+{{- with .Values.identity.existingConfigMap -}}
+{{- $named = append $named (list "identity.existingConfigMap" . (list "identity.toml")) -}}
+{{- end -}}
 {{- with .Values.identity.clientTokenSecret.name -}}
 {{- $named = append $named (list "identity.clientTokenSecret.name" . (list (default "token" $.Values.identity.clientTokenSecret.key))) -}}
 {{- end -}}
@@ -161,13 +164,14 @@
 {{- range $named -}}
 {{- $setting := index . 0 -}}
 {{- $name := index . 1 -}}
-{{- $secret := lookup "v1" "Secret" $.Release.Namespace $name -}}
-{{- if not $secret -}}
-{{- $problems = append $problems (printf "%s is %q, which is no Secret in namespace %s; make it first, %s" $setting $name $.Release.Namespace $ending) -}}
+{{- $kind := ternary "ConfigMap" "Secret" (hasSuffix "ConfigMap" $setting) -}}
+{{- $object := lookup "v1" $kind $.Release.Namespace $name -}}
+{{- if not $object -}}
+{{- $problems = append $problems (printf "%s is %q, which is no %s in namespace %s; make it first, %s" $setting $name $kind $.Release.Namespace $ending) -}}
 {{- else -}}
 {{- range index . 2 -}}
-{{- if not (hasKey (default dict $secret.data) .) -}}
-{{- $problems = append $problems (printf "%s is %q, a Secret in namespace %s without the key %s; add the key, %s" $setting $name $.Release.Namespace . $ending) -}}
+{{- if not (hasKey (default dict $object.data) .) -}}
+{{- $problems = append $problems (printf "%s is %q, a %s in namespace %s without the key %s; add the key, %s" $setting $name $kind $.Release.Namespace . $ending) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
