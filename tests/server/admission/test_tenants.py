@@ -126,6 +126,38 @@ async def test_a_full_list_refuses_the_tenant_that_fills_it_and_nobody_else() ->
 
 
 @in_loop
+async def test_lines_are_compared_by_weight() -> None:
+    budget = ByteBudget(100, max_waiting=5, max_wait_s=FOR_EVER_S)
+    holder = await reserve(budget, 100)
+    heavy = [start(reserve_for(budget, HEAVY, 1)) for _ in range(3)]
+    busy = [start(reserve_for(budget, BUSY, 1)) for _ in range(2)]
+    await steps()
+    # Four calls of three times the weight are no longer a line than two, and two are none of those than one.
+    heavy += [start(reserve_for(budget, HEAVY, 1))]
+    await steps()
+    assert [task.done() for task in (*heavy, *busy)] == [False] * 4 + [False, True]
+    with pytest.raises(OverloadedError):
+        await reserve_for(budget, BUSY, 1)
+    holder.let_go()
+    await asyncio.gather(*heavy, busy[0])
+
+
+@pytest.mark.parametrize(("max_waiting", "waits"), [(0, 0), (1, 1), (4, 1), (3_000_000_000, 3)])
+def test_a_tenant_with_the_smallest_share_may_have_one_call_wait_where_any_may(max_waiting: int, waits: int) -> None:
+    async def main() -> None:
+        budget = ByteBudget(TENANT_MIB * MIB, max_waiting, max_wait_s=FOR_EVER_S)
+        holder = await reserve(budget, TENANT_MIB * MIB)
+        tiny = Tenant("tiny", max_share=1e-9)
+        calls = [start(reserve_for(budget, tiny, 1)) for _ in range(5)]
+        await steps()
+        assert [task.done() for task in calls] == [False] * waits + [True] * (5 - waits)
+        holder.let_go()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+@in_loop
 async def test_a_tenants_line_is_bounded_by_its_largest_share() -> None:
     budget = ByteBudget(TENANT_MIB * MIB, max_waiting=4, max_wait_s=FOR_EVER_S)
     await reserve(budget, TENANT_MIB * MIB)
