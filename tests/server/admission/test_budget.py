@@ -95,8 +95,10 @@ async def test_calls_that_left_the_queue_make_room_in_it() -> None:
 async def test_a_call_that_waited_too_long_is_refused_and_holds_nothing() -> None:
     budget = ByteBudget(100, max_waiting=2, max_wait_s=0.0)
     holder = await reserve(budget, 100)
-    with pytest.raises(OverloadedError):
+    with pytest.raises(OverloadedError) as caught:
         await reserve(budget, 1)
+    # Where calls have no patience, those that try again need some.
+    assert str(caught.value) == "the server has as much work as it accepts; try again in 0.1 s"
     assert budget.waiting == 0
     holder.let_go()
     assert budget.used_bytes == 0
@@ -117,8 +119,11 @@ async def test_when_the_first_in_the_queue_gives_up_the_next_one_that_fits_comes
 @in_loop
 async def test_more_than_the_whole_budget_is_too_large_and_does_not_wait() -> None:
     budget = ByteBudget(100, max_waiting=2, max_wait_s=FOR_EVER_S)
-    with pytest.raises(TooLargeError, match="101 bytes; at most 100"):
+    with pytest.raises(TooLargeError) as caught:
         await reserve(budget, 101)
+    assert str(caught.value) == (
+        "the request needs 101 bytes; at most 100 are accepted: max_inflight_bytes is the server's limit"
+    )
     assert (await reserve(budget, 100)).byte_count == 100
 
 
