@@ -155,6 +155,37 @@ async def test_a_reservation_grows_and_shrinks_and_lets_others_in() -> None:
 
 
 @in_loop
+async def test_who_asks_for_what_it_holds_or_less_does_not_wait_behind_others() -> None:
+    budget = ByteBudget(100, max_waiting=2, max_wait_s=FOR_EVER_S)
+    reservation = await reserve(budget, 100)
+    waiting = start(reserve(budget, 1))
+    await steps()
+    assert reservation.try_resize(100)
+    assert not waiting.done()
+    assert not reservation.try_resize(101)
+    assert reservation.try_resize(99)
+    assert (await waiting).byte_count == 1
+
+
+@pytest.mark.parametrize("grows", [False, True], ids=["reserves", "grows"])
+def test_bytes_that_come_free_in_the_very_step_in_which_a_call_leaves_go_to_the_next(grows: bool) -> None:
+    async def main() -> None:
+        budget = ByteBudget(100, max_waiting=2, max_wait_s=FOR_EVER_S)
+        begun = await reserve(budget, 10 if grows else 0)
+        holder = await reserve(budget, 80)
+        leaving = asyncio.ensure_future(begun.resize(50))
+        following = start(reserve(budget, 60))
+        await steps()
+        leaving.cancel()
+        holder.let_go()
+        assert (await following).byte_count == 60
+        assert (budget.used_bytes, begun.byte_count) == ((70, 10) if grows else (60, 0))
+        assert leaving.cancelled()
+
+    asyncio.run(main())
+
+
+@in_loop
 async def test_the_bytes_stay_reserved_until_the_last_holder_lets_go() -> None:
     budget = ByteBudget(100, max_waiting=0, max_wait_s=FOR_EVER_S)
     reservation = await reserve(budget, 70)

@@ -146,6 +146,19 @@ async def test_lines_are_compared_by_weight() -> None:
     await asyncio.gather(*heavy, busy[0])
 
 
+@in_loop
+async def test_nobody_who_waits_makes_way_for_a_line_that_would_be_as_long() -> None:
+    budget = ByteBudget(100, max_waiting=3, max_wait_s=FOR_EVER_S)
+    holder = await reserve(budget, 100)
+    waiting = [start(reserve_for(budget, tenant, 1)) for tenant in (BUSY, BUSY, QUIET)]
+    await steps()
+    with pytest.raises(OverloadedError):
+        await reserve_for(budget, QUIET, 1)
+    assert not any(task.done() for task in waiting)
+    holder.let_go()
+    await asyncio.gather(*waiting)
+
+
 @pytest.mark.parametrize(("max_waiting", "waits"), [(0, 0), (1, 1), (4, 1), (3_000_000_000, 3)])
 def test_a_tenant_with_the_smallest_share_may_have_one_call_wait_where_any_may(max_waiting: int, waits: int) -> None:
     async def main() -> None:
