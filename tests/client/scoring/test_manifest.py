@@ -165,7 +165,13 @@ def test_a_server_is_known_by_what_decides_its_bits() -> None:
 
 @pytest.mark.parametrize(
     ("identity", "any_device", "told"),
-    [("0f3c-9b1d", True, "0f3c"), ("0f3c-9b1d", False, "0f3c-9b1d"), (None, True, ""), (None, False, "")],
+    [
+        ("0f3c-9b1d", True, "0f3c"),
+        ("0f3c-9b1d", False, "0f3c-9b1d"),
+        ("0f3c", True, "0f3c"),
+        (None, True, ""),
+        (None, False, ""),
+    ],
 )
 def test_of_servers_on_any_device_the_program_alone_is_compared(
     identity: str | None, any_device: bool, told: str
