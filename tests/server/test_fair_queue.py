@@ -69,6 +69,28 @@ def test_nobody_saves_up_turns_while_it_is_away() -> None:
     assert sum(item.startswith("b") for item in order[:10]) in (5, 6)
 
 
+def test_a_tenant_that_comes_back_with_one_thing_at_a_time_has_saved_up_nothing_either() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for number in range(100):
+        queue.push(A, f"a{number}", 1)
+    for _ in range(50):
+        queue.pop()
+    served = []
+    for _ in range(20):
+        if not queue.count_of(B):
+            queue.push(B, "b", 1)
+        served.append(queue.pop())
+    assert served.count("b") in (9, 10, 11)
+
+
+def test_of_tenants_whose_turns_are_equal_the_one_that_came_first_goes_first() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for number in range(2):
+        for tenant in (B, A):
+            queue.push(tenant, f"{tenant.name}{number}", 1)
+    assert pops(queue) == ["b0", "a0", "b1", "a1"]
+
+
 def test_a_tenant_with_one_thing_at_a_time_gets_no_more_than_its_share() -> None:
     queue: FairQueue[str] = FairQueue()
     for number in range(100):

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from losswire.v1 import CrossEntropyOptions, DataType, EvaluateRequest, Output, Reduction, Tensor
 from losswire_server.errors import InvalidRequestError
 from losswire_server.frames import decode_request
-from losswire_server.losses.job import InPlace, Layout
+from losswire_server.losses.job import InPlace, Layout, Parameters
 from losswire_server.requests import (
     MAX_KNOWN,
     MAX_KNOWN_PER_LENGTH,
@@ -67,7 +68,8 @@ def parsed(data: bytes) -> WholeRequest:
 
 def contents(request: WholeRequest) -> tuple[object, ...]:
     weight = None if request.weight is None else bytes(request.weight)
-    return request.plan, bytes(request.logits), bytes(request.target), weight
+    told = [getattr(request.parameters, name) for name in Parameters.__slots__]
+    return request.plan, told, bytes(request.logits), bytes(request.target), weight
 
 
 @pytest.mark.parametrize(
@@ -144,6 +146,17 @@ def test_what_is_refused_is_not_remembered() -> None:
         assert known.find(data) is None
 
 
+@pytest.mark.parametrize(("too_many", "remembered"), [(0, True), (1, False)])
+def test_surroundings_are_remembered_up_to_their_limit(too_many: int, remembered: bool) -> None:
+    known, plain = known_requests(), message()
+    around = len(plain) - len(parsed(plain).logits) - len(parsed(plain).target)
+    # A field that this version does not know, of four bytes and as many as are left.
+    padding = MAX_SURROUNDING_BYTES - around - 4 + too_many
+    data = plain + b"\xfa\x7f" + bytes([padding % 128 + 128, padding // 128]) + bytes(padding)
+    learn(known, data)
+    assert (known.find(data) is not None) == remembered
+
+
 def test_long_surroundings_and_more_kinds_than_the_limit_are_forgotten() -> None:
     known = known_requests()
     unknown_field = b"\xfa\x7f" + b"\x81\x08" + bytes(MAX_SURROUNDING_BYTES + 1)
@@ -188,9 +201,11 @@ def test_only_kinds_without_weight_and_outputs_are_evaluated_in_place() -> None:
     for data in (plain, *others):
         learn(known, data)
     assert len(asked) == 1
-    layout = asked[0]
-    assert plain[layout.logits_start :].startswith(parsed(plain).logits)
-    assert plain[layout.target_start :].startswith(parsed(plain).target)
+    layout, whole = asked[0], parsed(plain)
+    assert [getattr(layout.parameters, name) for name in Parameters.__slots__] == contents(whole)[1]
+    assert (layout.samples, layout.logits_dtype, layout.target_dtype) == (3, torch.float32, torch.int64)
+    assert plain[layout.logits_start :].startswith(whole.logits)
+    assert plain[layout.target_start :].startswith(whole.target)
     kinds = [known.find(data) for data in (plain, *others)]
     assert [kind is not None and kind.in_place is not None for kind in kinds] == [True, *[False] * 4]
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from budgets import BUSY, QUIET, reserve_for
 from made_calls import FakeContext, in_loop, make_call, make_lobby, steps
 
 from losswire.v1.framing import MESSAGE_BYTES
@@ -67,6 +68,33 @@ async def test_silent_calls_that_hold_the_whole_budget_make_room_for_one_that_sp
     assert lobby.budget.used_bytes == 0
     lobby.metrics.ledger.settle()
     assert lobby.metrics.rejected["STALLED"]._value.get() == 1
+
+
+@in_loop
+async def test_calls_that_were_told_to_end_and_still_hold_their_bytes_count_as_room() -> None:
+    lobby = make_lobby(capacity_bytes=6 * MESSAGE_BYTES, max_stall_s=0.0, max_wait_s=60.0)
+    silent = open_calls(lobby, read_one, 6, tenant=BUSY)
+    await steps()
+    # They come in one step of the loop, before any of those has ended.
+    spoken = [asyncio.ensure_future(reserve_for(lobby.budget, QUIET, MESSAGE_BYTES)) for _ in range(2)]
+    await asyncio.gather(*spoken)
+    await steps()
+    assert [task.done() for task in silent].count(True) == 2
+    for task in silent:
+        task.cancel()
+
+
+@in_loop
+async def test_room_is_made_to_the_last_byte() -> None:
+    lobby = make_lobby(capacity_bytes=3 * MESSAGE_BYTES, max_stall_s=0.0, max_wait_s=60.0)
+    silent = open_calls(lobby, read_one, 3, tenant=BUSY)
+    await steps()
+    waiting = asyncio.ensure_future(reserve_for(lobby.budget, QUIET, MESSAGE_BYTES + 1))
+    await steps()
+    assert waiting.done()
+    assert [task.done() for task in silent].count(True) == 2
+    for task in silent:
+        task.cancel()
 
 
 @in_loop
@@ -142,8 +170,12 @@ async def test_a_tenant_whose_share_is_full_of_silent_calls_takes_no_room_from_o
     await steps()
     assert await polite(lobby, greedy) == b"hello"
     assert [task.done() for task in theirs].count(True) == 1
+    # One goes after the other, as long as there is one.
+    waiting = [asyncio.ensure_future(reserve_for(lobby.budget, greedy, MESSAGE_BYTES)) for _ in range(2)]
+    _, unserved = await asyncio.wait((*waiting, *theirs), timeout=WAIT_S)
+    assert not unserved
     assert not any(task.done() for task in others)
-    for task in (*theirs, *others):
+    for task in others:
         task.cancel()
 
 

@@ -157,6 +157,20 @@ async def test_those_who_could_not_go_on_whatever_others_give_back_do_not_wait_f
 
 
 @in_loop
+async def test_those_who_can_go_on_with_the_very_last_byte_that_others_give_back_wait_for_it() -> None:
+    budget = ByteBudget(128, max_waiting=10, max_wait_s=FOR_EVER_S)
+    holder = await reserve(budget, 2)
+    begun = [await reserve(budget, 60) for _ in range(2)]
+    growing = [grow(each, 68) for each in begun]
+    await steps()
+    assert not any(task.done() for task in growing)
+    holder.let_go()
+    await growing[0]
+    begun[0].let_go()
+    await growing[1]
+
+
+@in_loop
 async def test_a_call_that_is_held_up_by_its_tenants_share_holds_up_no_other_tenant() -> None:
     budget = ByteBudget(BUDGET_BYTES, max_waiting=40, max_wait_s=FOR_EVER_S)
     small = Tenant("small", max_share=1e-9)

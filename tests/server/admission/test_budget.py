@@ -95,8 +95,10 @@ async def test_calls_that_left_the_queue_make_room_in_it() -> None:
 async def test_a_call_that_waited_too_long_is_refused_and_holds_nothing() -> None:
     budget = ByteBudget(100, max_waiting=2, max_wait_s=0.0)
     holder = await reserve(budget, 100)
-    with pytest.raises(OverloadedError):
+    with pytest.raises(OverloadedError) as caught:
         await reserve(budget, 1)
+    # Where calls have no patience, those that try again need some.
+    assert str(caught.value) == "the server has as much work as it accepts; try again in 0.1 s"
     assert budget.waiting == 0
     holder.let_go()
     assert budget.used_bytes == 0
@@ -117,8 +119,11 @@ async def test_when_the_first_in_the_queue_gives_up_the_next_one_that_fits_comes
 @in_loop
 async def test_more_than_the_whole_budget_is_too_large_and_does_not_wait() -> None:
     budget = ByteBudget(100, max_waiting=2, max_wait_s=FOR_EVER_S)
-    with pytest.raises(TooLargeError, match="101 bytes; at most 100"):
+    with pytest.raises(TooLargeError) as caught:
         await reserve(budget, 101)
+    assert str(caught.value) == (
+        "the request needs 101 bytes; at most 100 are accepted: max_inflight_bytes is the server's limit"
+    )
     assert (await reserve(budget, 100)).byte_count == 100
 
 
@@ -147,6 +152,37 @@ async def test_a_reservation_grows_and_shrinks_and_lets_others_in() -> None:
     assert budget.used_bytes == 70
     await reservation.resize(20)
     assert budget.used_bytes == 70
+
+
+@in_loop
+async def test_who_asks_for_what_it_holds_or_less_does_not_wait_behind_others() -> None:
+    budget = ByteBudget(100, max_waiting=2, max_wait_s=FOR_EVER_S)
+    reservation = await reserve(budget, 100)
+    waiting = start(reserve(budget, 1))
+    await steps()
+    assert reservation.try_resize(100)
+    assert not waiting.done()
+    assert not reservation.try_resize(101)
+    assert reservation.try_resize(99)
+    assert (await waiting).byte_count == 1
+
+
+@pytest.mark.parametrize("grows", [False, True], ids=["reserves", "grows"])
+def test_bytes_that_come_free_in_the_very_step_in_which_a_call_leaves_go_to_the_next(grows: bool) -> None:
+    async def main() -> None:
+        budget = ByteBudget(100, max_waiting=2, max_wait_s=FOR_EVER_S)
+        begun = await reserve(budget, 10 if grows else 0)
+        holder = await reserve(budget, 80)
+        leaving = asyncio.ensure_future(begun.resize(50))
+        following = start(reserve(budget, 60))
+        await steps()
+        leaving.cancel()
+        holder.let_go()
+        assert (await following).byte_count == 60
+        assert (budget.used_bytes, begun.byte_count) == ((70, 10) if grows else (60, 0))
+        assert leaving.cancelled()
+
+    asyncio.run(main())
 
 
 @in_loop

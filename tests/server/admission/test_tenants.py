@@ -100,8 +100,12 @@ async def test_what_is_held_for_another_tenant_from_now_on_counts_as_its_and_mak
 @in_loop
 async def test_what_exceeds_a_tenants_share_is_too_large_and_says_whose_limit_it_is() -> None:
     budget = ByteBudget(TENANT_MIB * MIB, max_waiting=10, max_wait_s=FOR_EVER_S)
-    with pytest.raises(TooLargeError, match="max_share of max_inflight_bytes is the tenant's limit"):
+    with pytest.raises(TooLargeError) as caught:
         await reserve_for(budget, Tenant("small", max_share=0.5), 10 * MIB + 1)
+    assert str(caught.value) == (
+        "the request needs 10485761 bytes; at most 10485760 are accepted: "
+        "max_share of max_inflight_bytes is the tenant's limit"
+    )
     # One message is never too large, nor is what came before it of a stream.
     (await reserve_for(budget, Tenant("tiny", max_share=1e-9), 2 * MESSAGE_BYTES)).let_go()
 
@@ -123,6 +127,51 @@ async def test_a_full_list_refuses_the_tenant_that_fills_it_and_nobody_else() ->
     assert budget.waiting == 4
     holder.let_go()
     await asyncio.gather(*busy[:2], *quiet)
+
+
+@in_loop
+async def test_lines_are_compared_by_weight() -> None:
+    budget = ByteBudget(100, max_waiting=5, max_wait_s=FOR_EVER_S)
+    holder = await reserve(budget, 100)
+    heavy = [start(reserve_for(budget, HEAVY, 1)) for _ in range(3)]
+    busy = [start(reserve_for(budget, BUSY, 1)) for _ in range(2)]
+    await steps()
+    # Four calls of three times the weight are no longer a line than two, and two are none of those than one.
+    heavy += [start(reserve_for(budget, HEAVY, 1))]
+    await steps()
+    assert [task.done() for task in (*heavy, *busy)] == [False] * 4 + [False, True]
+    with pytest.raises(OverloadedError):
+        await reserve_for(budget, BUSY, 1)
+    holder.let_go()
+    await asyncio.gather(*heavy, busy[0])
+
+
+@in_loop
+async def test_nobody_who_waits_makes_way_for_a_line_that_would_be_as_long() -> None:
+    budget = ByteBudget(100, max_waiting=3, max_wait_s=FOR_EVER_S)
+    holder = await reserve(budget, 100)
+    waiting = [start(reserve_for(budget, tenant, 1)) for tenant in (BUSY, BUSY, QUIET)]
+    await steps()
+    with pytest.raises(OverloadedError):
+        await reserve_for(budget, QUIET, 1)
+    assert not any(task.done() for task in waiting)
+    holder.let_go()
+    await asyncio.gather(*waiting)
+
+
+@pytest.mark.parametrize(("max_waiting", "waits"), [(0, 0), (1, 1), (4, 1), (3_000_000_000, 3)])
+def test_a_tenant_with_the_smallest_share_may_have_one_call_wait_where_any_may(max_waiting: int, waits: int) -> None:
+    async def main() -> None:
+        budget = ByteBudget(TENANT_MIB * MIB, max_waiting, max_wait_s=FOR_EVER_S)
+        holder = await reserve(budget, TENANT_MIB * MIB)
+        tiny = Tenant("tiny", max_share=1e-9)
+        calls = [start(reserve_for(budget, tiny, 1)) for _ in range(5)]
+        await steps()
+        assert [task.done() for task in calls] == [False] * waits + [True] * (5 - waits)
+        holder.let_go()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    asyncio.run(main())
 
 
 @in_loop

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from identities import AUDIENCE, ISSUER, TokenIssuer
-from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+from identities import AUDIENCE, ISSUER
 
 from losswire_server.config.settings import Config
 from losswire_server.identity.files import read_gate
-from losswire_server.identity.jwks import read_jwks
 from losswire_server.identity.policy import ALL_SCOPES, Scope
 from losswire_server.identity.proof import Proof
 from losswire_server.identity.settings import IdentityError, IdentitySettings, read_settings
@@ -241,69 +236,3 @@ def test_rules_and_transport_have_to_fit(tmp_path: Path, text: str, config: dict
     else:
         with pytest.raises(IdentityError, match=rf"^identity .*: {told}"):
             read_gate(path, Config.model_validate(config))
-
-
-def elliptic(curve: ec.EllipticCurve, **others: Any) -> dict[str, Any]:
-    return {**json.loads(ECAlgorithm.to_jwk(ec.generate_private_key(curve).public_key())), **others}
-
-
-def of_rsa(bits: int, **others: Any) -> dict[str, Any]:
-    return {**json.loads(RSAAlgorithm.to_jwk(rsa.generate_private_key(65537, bits).public_key())), **others}
-
-
-P256 = ec.SECP256R1()
-
-
-@pytest.mark.parametrize(
-    ("keys", "told"),
-    [
-        ([], "holds no key that signs"),
-        ([elliptic(P256, kid="a", use="enc")], "holds no key that signs"),
-        ([elliptic(P256, kid="a"), elliptic(P256, kid="a")], "key 1 has the kid of another; expected each once"),
-        ([elliptic(P256), elliptic(P256, kid="a")], "key 0 has no kid; only a key that is alone can do without"),
-        ([elliptic(P256, kid=3)], "key 0 has a kid that is no string"),
-        ([{"kty": "oct", "k": "AAAA", "kid": "a"}], "key 0 is symmetric"),
-        ([elliptic(P256, kid="a", d="AAAA")], "key 0 is a private key"),
-        ([elliptic(P256, kid="a"), elliptic(P256, kid="b", use="enc", d="AAAA")], "key 1 is a private key"),
-        ([elliptic(P256, kid="a"), {"kty": "oct", "k": "AAAA", "use": "enc"}], "key 1 is symmetric"),
-        ([elliptic(P256, kid="a", alg="HS256")], "key 0 is of a kind (EC P-256 HS256) that is not accepted"),
-        ([elliptic(P256, kid="a", alg="none")], "key 0 is of a kind (EC P-256 none)"),
-        ([elliptic(P256, kid="a", alg="ES384")], "key 0 is of a kind (EC P-256 ES384)"),
-        ([elliptic(ec.SECP256K1(), kid="a")], "key 0 is of a kind (EC secp256k1)"),
-        ([elliptic(P256, kid="a", x="AAAA")], "key 0 cannot be used: "),
-        ([of_rsa(1024, kid="a")], "key 0 has 1024 bits; expected at least 2048"),
-    ],
-)
-def test_keys_that_do_not_belong_are_told(tmp_path: Path, keys: list[dict[str, Any]], told: str) -> None:
-    path = tmp_path / "jwks.json"
-    path.write_text(json.dumps({"keys": keys}))
-    with pytest.raises(IdentityError) as caught:
-        read_jwks(path)
-    assert str(caught.value).startswith(f"jwks {path}")
-    assert told in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"keys": 3}', '{"keys": [3]}', "[" * 100_000, "\0"])
-def test_what_is_no_key_set_is_told(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "jwks.json"
-    path.write_text(text)
-    with pytest.raises(IdentityError, match=r"is no JSON Web Key Set; expected \{"):
-        read_jwks(path)
-
-
-def test_a_key_allows_its_own_algorithms_alone(tmp_path: Path) -> None:
-    path = tmp_path / "jwks.json"
-    keys = [elliptic(ec.SECP384R1(), kid="e"), of_rsa(2048, kid="r"), of_rsa(2048, kid="p", alg="PS256")]
-    path.write_text(json.dumps({"keys": keys}))
-    found = {kid: key.algorithms for kid, key in read_jwks(path).items()}
-    of_any_rsa = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
-    assert found == {"e": ("ES384",), "r": of_any_rsa, "p": ("PS256",)}
-
-
-def test_a_key_that_is_alone_needs_no_kid(tmp_path: Path) -> None:
-    issuer = TokenIssuer()
-    path = tmp_path / "jwks.json"
-    path.write_text(json.dumps({"keys": [{**issuer.jwks()["keys"][0], "kid": None}]}))
-    [(kid, key)] = read_jwks(path).items()
-    assert kid is None
-    assert jwt.decode(issuer.token(header={"kid": None}), key.key, list(key.algorithms), audience=AUDIENCE)

@@ -37,7 +37,7 @@ def read_jwks(path: Path) -> Mapping[str | None, Key]:
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["keys"]
-        signing = [each for each in entries if each.get("use", "sig") == "sig"]
+        signing = [(number, each) for number, each in enumerate(entries) if each.get("use", "sig") == "sig"]
         secret = [number for number, each in enumerate(entries) if each.get("kty") == "oct" or "d" in each]
     except OSError as error:
         raise IdentityError(f"jwks {path} cannot be read: {error.strerror}") from error
@@ -48,14 +48,14 @@ def read_jwks(path: Path) -> Mapping[str | None, Key]:
         kind = "symmetric (kty oct)" if entries[secret[0]].get("kty") == "oct" else "a private key"
         raise IdentityError(f"jwks {path}: key {secret[0]} is {kind}; expected public keys alone")
     keys: dict[str | None, Key] = {}
-    for number, each in enumerate(signing):
+    for number, each in signing:
         where, name = f"jwks {path}: key {number}", each.get("kid")
-        if name in keys:
-            raise IdentityError(f"{where} has the kid of another; expected each once")
-        if name is None and len(signing) > 1:
-            raise IdentityError(f"{where} has no kid; only a key that is alone can do without")
         if name is not None and not isinstance(name, str):
             raise IdentityError(f"{where} has a kid that is no string")
+        if name is None and len(signing) > 1:
+            raise IdentityError(f"{where} has no kid; only a key that is alone can do without")
+        if name in keys:
+            raise IdentityError(f"{where} has the kid of another; expected each once")
         keys[name] = _key(each, where)
     if not keys:
         raise IdentityError(f"jwks {path} holds no key that signs")

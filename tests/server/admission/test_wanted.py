@@ -1,0 +1,116 @@
+"""What those lack that wait for bytes, and whose bytes would help them: by this, calls that stall make room."""
+
+from __future__ import annotations
+
+import asyncio
+
+from budgets import BUSY, FOR_EVER_S, HEAVY, QUIET, grow, reserve_for, start
+from made_calls import in_loop, steps
+
+from losswire.v1.framing import MESSAGE_BYTES
+from losswire_server.admission import ByteBudget
+from losswire_server.tenants import Tenant
+
+BOUNDED = Tenant("bounded", max_share=0.25)
+
+
+def budget_of(capacity_bytes: int = 100) -> ByteBudget:
+    return ByteBudget(capacity_bytes, max_waiting=100, max_wait_s=FOR_EVER_S)
+
+
+@in_loop
+async def test_what_is_free_is_not_lacking() -> None:
+    budget = budget_of()
+    assert budget.lacking_bytes == -100
+    busy = await reserve_for(budget, BUSY, 80)
+    assert budget.lacking_bytes == -20
+    waiting = start(reserve_for(budget, QUIET, 50))
+    await steps()
+    assert budget.lacking_bytes == 30
+    busy.let_go()
+    await waiting
+
+
+@in_loop
+async def test_what_all_tenants_wait_for_is_lacking_be_it_new_or_more() -> None:
+    budget = budget_of()
+    busy = await reserve_for(budget, BUSY, 80)
+    quiet, heavy = await reserve_for(budget, QUIET, 10), await reserve_for(budget, HEAVY, 10)
+    growing = [grow(quiet, 30), grow(heavy, 13)]
+    new = [
+        start(reserve_for(budget, tenant, byte_count)) for tenant, byte_count in ((QUIET, 5), (QUIET, 2), (HEAVY, 3))
+    ]
+    await steps()
+    assert budget.waiting == 5
+    assert budget.lacking_bytes == 20 + 3 + 5 + 2 + 3
+    busy.let_go()
+    await asyncio.gather(*growing, *new)
+
+
+@in_loop
+async def test_no_more_is_lacking_than_a_tenant_may_hold() -> None:
+    budget = budget_of(16 * MESSAGE_BYTES)
+    busy = await reserve_for(budget, BUSY, 14 * MESSAGE_BYTES)
+    bounded = await reserve_for(budget, BOUNDED, MESSAGE_BYTES)
+    waiting = [start(reserve_for(budget, BOUNDED, 2 * MESSAGE_BYTES)) for _ in range(4)]
+    await steps()
+    assert budget.lacking_bytes == (3 - 1) * MESSAGE_BYTES
+    # Where its own share is full nothing of others would help.
+    busy.let_go()
+    await steps()
+    assert [task.done() for task in waiting] == [True, False, False, False]
+    assert budget.lacking_bytes == (1 - 13) * MESSAGE_BYTES
+    bounded.let_go()
+
+
+def wanted(budget: ByteBudget) -> list[Tenant]:
+    """Of whom it holds that someone waits who may have its bytes."""
+    return [tenant for tenant in (BUSY, HEAVY, QUIET, BOUNDED) if budget.is_wanted(budget.share_of(tenant))]
+
+
+@in_loop
+async def test_bytes_are_wanted_by_their_own_tenant_and_by_those_that_hold_no_more_by_weight() -> None:
+    budget = budget_of()
+    # By weight, 40 and 20.
+    held = [await reserve_for(budget, BUSY, 40), await reserve_for(budget, HEAVY, 60)]
+    assert wanted(budget) == []  # Nobody waits.
+    waiting = start(reserve_for(budget, HEAVY, 1))
+    await steps()
+    assert wanted(budget) == [BUSY, HEAVY]
+    waiting.cancel()
+    await steps()
+    waiting = start(reserve_for(budget, BUSY, 1))
+    await steps()
+    assert wanted(budget) == [BUSY]
+    held[0].let_go()
+    assert (await waiting).byte_count == 1
+
+
+@in_loop
+async def test_bytes_are_wanted_by_who_holds_as_much_and_by_calls_that_have_begun() -> None:
+    budget = budget_of()
+    held = [await reserve_for(budget, tenant, 50) for tenant in (QUIET, BUSY)]
+    growing = grow(held[0], 60)
+    await steps()
+    assert wanted(budget) == [BUSY, QUIET]
+    held[1].let_go()
+    await growing
+
+
+@in_loop
+async def test_bytes_are_not_wanted_by_who_may_hold_no_more() -> None:
+    budget = budget_of(16 * MESSAGE_BYTES)
+    busy = await reserve_for(budget, BUSY, 13 * MESSAGE_BYTES)
+    held = [await reserve_for(budget, BOUNDED, MESSAGE_BYTES) for _ in range(3)]
+    # To the last byte of its share.
+    waiting = start(reserve_for(budget, BOUNDED, MESSAGE_BYTES))
+    await steps()
+    assert wanted(budget) == [BUSY, BOUNDED]
+    waiting.cancel()
+    await steps()
+    waiting = start(reserve_for(budget, BOUNDED, MESSAGE_BYTES + 1))
+    await steps()
+    assert wanted(budget) == [BOUNDED]
+    for reservation in (busy, held[0]):
+        reservation.let_go()
+    assert (await waiting).byte_count == MESSAGE_BYTES + 1
