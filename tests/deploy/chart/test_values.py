@@ -119,6 +119,10 @@ def test_the_schema_refuses_a_value_and_names_it(helm: Helm, values: dict[str, A
             "identity.existingSecret and identity.existingConfigMap are both given",
         ),
         (
+            {"identity": {"clientTokenSecret": {"name": "token"}}},
+            'identity.clientTokenSecret is "token" although nobody asks for a token',
+        ),
+        (
             {"metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}},
             "every series would be scraped twice",
         ),

@@ -62,6 +62,9 @@
 {{- if and $v.identity.existingSecret $v.identity.existingConfigMap -}}
 {{- $problems = append $problems "identity.existingSecret and identity.existingConfigMap are both given; the identity file comes from one of them" -}}
 {{- end -}}
+{{- if and $v.identity.clientTokenSecret.name (not (include "losswire.hasIdentity" .)) (not $tls.enabled) -}}
+{{- $problems = append $problems (printf "identity.clientTokenSecret is %q although nobody asks for a token, which would travel readable; give identity.existingSecret or identity.existingConfigMap, set tls.enabled to true, or leave it out" $v.identity.clientTokenSecret.name) -}}
+{{- end -}}
 
 {{- if and $v.metrics.serviceMonitor.enabled $v.metrics.podMonitor.enabled -}}
 {{- $problems = append $problems "metrics.serviceMonitor.enabled and metrics.podMonitor.enabled are both true; every series would be scraped twice" -}}
