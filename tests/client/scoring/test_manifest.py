@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 
+import losswire
 from losswire.info import Limits, ServerInfo
 from losswire.scoring.errors import RefusedError, ScoringError
 from losswire.scoring.folder import Folder
@@ -104,6 +106,11 @@ def test_a_manifest_is_written_in_these_very_words_and_read_again() -> None:
     assert read.options.weight is not None
     assert read.options.outputs == ("entropy",)
     assert Manifest.from_bytes(MANIFEST.to_bytes()) == MANIFEST
+
+
+def test_what_writes_the_files_of_a_run_is_a_part_of_its_manifest() -> None:
+    versions = Manifest(INPUTS, ScoreOptions(), SERVER).versions
+    assert versions == {"losswire": losswire.__version__, "pyarrow": pyarrow.__version__}
 
 
 def test_a_manifest_of_another_format_is_refused() -> None:
