@@ -45,11 +45,16 @@ def told(results: Iterable[str]) -> str:
     >>> print(told(["a.stalls.x_b__mutmut_1: killed", "a.stalls.x_b__mutmut_2: survived"]))
     a.stalls.x_b__mutmut_2: survived
     1 of 2 noticed, 50 %
+    >>> print(told(["a.stalls.x_b__mutmut_1: timeout"]))
+    1 of 1 noticed, 100 %; of these 1 without an end
     """
     outcomes = dict(line.strip().rsplit(": ", 1) for line in results)
     noticed = Counter(outcome in NOTICED for outcome in outcomes.values())[True]
     lines = [f"{name}: {outcome}" for name, outcome in outcomes.items() if outcome not in NOTICED]
-    return "\n".join([*lines, f"{noticed} of {len(outcomes)} noticed, {100 * noticed // len(outcomes)} %"])
+    # Some do not end. If many do not, they did not run: mutmut calls it a timeout too where it cannot name a test.
+    endless = Counter(outcomes.values())["timeout"]
+    ends = f"; of these {endless} without an end" if endless else ""
+    return "\n".join([*lines, f"{noticed} of {len(outcomes)} noticed, {100 * noticed // len(outcomes)} %{ends}"])
 
 
 def mutate(module: str, tests: Sequence[str]) -> str:

@@ -81,7 +81,7 @@ def contents(request: WholeRequest) -> tuple[object, ...]:
         {"label_smoothing": 0.25, "ignore_index": 3, "reduction": Reduction.REDUCTION_SUM},
         {"outputs": [Output.OUTPUT_ARGMAX, Output.OUTPUT_ENTROPY]},
     ],
-    ids=str,
+    ids=("plain", "weighted", "digest", "options", "outputs"),
 )
 def test_a_request_of_a_known_kind_is_what_parsing_it_gives(kind: dict[str, Any]) -> None:
     known = known_requests()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import pyarrow
 import pytest
 
+import losswire
 from losswire.info import Limits, ServerInfo
 from losswire.scoring.errors import RefusedError, ScoringError
 from losswire.scoring.folder import Folder
@@ -104,6 +108,11 @@ def test_a_manifest_is_written_in_these_very_words_and_read_again() -> None:
     assert read.options.weight is not None
     assert read.options.outputs == ("entropy",)
     assert Manifest.from_bytes(MANIFEST.to_bytes()) == MANIFEST
+
+
+def test_what_writes_the_files_of_a_run_is_a_part_of_its_manifest() -> None:
+    versions = Manifest(INPUTS, ScoreOptions(), SERVER).versions
+    assert versions == {"losswire": losswire.__version__, "pyarrow": pyarrow.__version__}
 
 
 def test_a_manifest_of_another_format_is_refused() -> None:
@@ -264,3 +273,39 @@ def test_another_manifest_replaces_one_by_which_nothing_was_scored(
                 "give the same as before, or another --out for this one"
             )
         assert json.loads(folder.read(MANIFEST_NAME))["options"]["top_k"] == (6 if replaced else 5)
+
+
+class Interrupted(Folder):
+    """A folder in which another runner begins while the first one writes."""
+
+    def __init__(self, path: Path, others: list[Share]) -> None:
+        super().__init__(path)
+        self._others = others
+
+    @contextlib.contextmanager
+    def writing(self, name: str, unique: str = "", *, replace: bool = True) -> Iterator[IO[bytes]]:
+        with super().writing(name, unique, replace=replace) as file:
+            if self._others:
+                assert keep(self, otherwise(MANIFEST), self._others.pop()) == otherwise(MANIFEST)
+            yield file
+
+
+def otherwise(manifest: Manifest) -> Manifest:
+    return replace(manifest, skip=not manifest.skip)
+
+
+def test_of_runners_that_begin_at_once_one_writes_the_manifest_and_the_others_go_by_it(out: Path) -> None:
+    with Interrupted(out, [Share(1, 2)]) as folder:
+        with pytest.raises(RefusedError, match="option on_error was 'skip' and is 'stop'"):
+            keep(folder, MANIFEST, Share(0, 2))
+        assert folder.names() == {MANIFEST_NAME}
+        assert Manifest.from_bytes(folder.read(MANIFEST_NAME)).skip
+
+
+def test_a_planted_link_in_place_of_the_rows_is_not_followed(out: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    with Folder(out) as folder:
+        keep(folder, MANIFEST, Share())
+        (out / ROWS_FOLDER).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
+            keep(folder, otherwise(MANIFEST), Share())

@@ -121,6 +121,12 @@ def test_groups_are_names_or_integers_in_their_order(
     ],
 )
 def test_what_puts_rows_into_no_groups_is_told(values: npt.NDArray[Any], what: str) -> None:
+    told = f"a.npz: domain is {what}; expected one name or integer a row"
     with pytest.raises(ShardError) as caught:
         groups_of(values, "a.npz", "domain")
-    assert str(caught.value) == f"a.npz: domain is {what}; expected one name or integer a row"
+    assert str(caught.value) == told
+    if values.ndim:
+        read = columns(logits=np.zeros((len(values), 2)), target=np.zeros(len(values)), domain=values)
+        with pytest.raises(ShardError) as caught:
+            next(parts_of_columns("a.npz", read, Names("logits", "target", "domain")))
+        assert str(caught.value) == told
