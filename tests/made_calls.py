@@ -28,6 +28,7 @@ class FakeContext:
         silent: Whether it stays silent after these.
         remaining_s: Seconds until the caller's deadline, if it set one.
         takes: Whether the caller takes what is sent.
+        metadata: What it sends ahead of all.
     """
 
     def __init__(
@@ -37,10 +38,15 @@ class FakeContext:
         silent: bool = False,
         remaining_s: float | None = None,
         takes: bool = True,
+        metadata: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self._messages, self._silent, self._remaining_s, self._takes = iter(messages), silent, remaining_s, takes
+        self._metadata = metadata
         self.sent: list[bytes] = []
         self.aborted: tuple[grpc.StatusCode, str, Any] | None = None
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return self._metadata
 
     def time_remaining(self) -> float | None:
         return self._remaining_s

@@ -30,6 +30,7 @@ from losswire_server.health import SERVICE
 from losswire_server.identity.gate import Identity
 from losswire_server.lobby import Lobby
 from losswire_server.losses.faults import Fault, fault_of
+from losswire_server.metadata import check_metadata
 from losswire_server.metrics import Exemplar
 from losswire_server.reads import next_message
 from losswire_server.tasks import Caller
@@ -325,6 +326,7 @@ class Call:
         lobby.working.add(task)
         try:
             lobby.check_device()
+            check_metadata(self._context.invocation_metadata())
             self.identify()
             reply = await behaviour(self)
             lobby.check_device()

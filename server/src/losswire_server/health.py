@@ -17,6 +17,7 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from losswire.v1 import GetInfoRequest, GetInfoResponse, loss_service_pb2
 from losswire_server.health_statuses import HealthStatuses
 from losswire_server.limits import HEALTH_OPTIONS, HEALTH_THREADS
+from losswire_server.metadata import MetadataLimit
 
 SERVICE: Final = loss_service_pb2.DESCRIPTOR.services_by_name["LossService"].full_name
 
@@ -44,7 +45,7 @@ class HealthServer:
         threads = ThreadPoolExecutor(HEALTH_THREADS, thread_name_prefix="losswire-health")
         self._info: GetInfoResponse | None = None
         self._statuses = HealthStatuses()
-        self._server = grpc.server(threads, options=HEALTH_OPTIONS)
+        self._server = grpc.server(threads, interceptors=[MetadataLimit()], options=HEALTH_OPTIONS)
         add_HealthServicer_to_server(self._statuses, self._server)
         self._server.add_generic_rpc_handlers((self._info_handler(),))
         self.port = self._server.add_insecure_port(address)

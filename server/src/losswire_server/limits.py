@@ -10,7 +10,10 @@ from typing import Final
 from losswire.v1.framing import MESSAGE_BYTES
 
 MAX_METADATA_BYTES: Final = 8192
-"""Names and values of all headers of a call, 32 bytes more for each. A token is half of that at most."""
+"""Names and values of all headers of a call, and `METADATA_ENTRY_BYTES` for each. A token is half of that at most."""
+
+METADATA_ENTRY_BYTES: Final = 32
+"""What HTTP/2 counts for a header besides its name and value."""
 
 MAX_STREAMS: Final = 64
 """Calls at once on one connection: bounds what a flood of calls that are begun and reset can cost."""
@@ -30,6 +33,8 @@ _EVERYWHERE: Final = (
     # Unread messages then wait in 64 KiB a stream, not in megabytes.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.server_handshake_timeout_ms", 8000),
+    # A caller that does not confirm the limits may send headers of 16 MiB (`metadata`); gRPC would wait for a minute.
+    ("grpc.http2.settings_timeout", 5000),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

@@ -15,6 +15,7 @@ import torch
 
 from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.admission import ByteBudget
+from losswire_server.allocator import SpareMemory
 from losswire_server.config.settings import Config
 from losswire_server.device import device_memory, open_device
 from losswire_server.device_loss import FLUSH_S, DeviceFailedError, DeviceLoss
@@ -93,6 +94,7 @@ class Server:
         self._engine = Engine(backend, self._metrics, self._loop, config.watchdog_s, self._device_lost)
         self._lobby.backlog_s = self._engine.backlog_s
         self._loop_delay = LoopDelay(self._loop, self._metrics.loop_delay.observe)
+        self._spare_memory = SpareMemory(config.max_inflight_bytes + config.max_stored_bytes)
         self._files = WatchedFiles(self._metrics, (CertificateError, IdentityError))
         self._tls = Tls.of(config)
         self._read_files()
@@ -120,6 +122,7 @@ class Server:
         self._engine.start()
         self._loop_delay.start()
         self._files.start()
+        self._spare_memory.start()
         await self._server.start()
         self._keeping = asyncio.create_task(self._keep_serving())
         self._metrics.ready.set(1)
@@ -155,6 +158,7 @@ class Server:
             await asyncio.to_thread(self._engine.stop)
         self._loop_delay.stop()
         await asyncio.to_thread(self._files.stop)
+        await asyncio.to_thread(self._spare_memory.stop)
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.stop)
         if self._lobby.device_lost:

@@ -57,6 +57,9 @@ class Holder:
         if begin is not None:
             self._connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
             self._connection.initiate_connection()
+            self.socket.sendall(self._connection.data_to_send())
+            # Confirms what the server says in return, or gRPC would end the connection for that alone.
+            self._connection.receive_data(self.socket.recv(65536))
             self.drip = begin(self._connection)
             self.socket.sendall(self._connection.data_to_send())
         self.socket.setblocking(False)
@@ -89,11 +92,11 @@ class Holder:
 
 def header_trickle(connection: h2.connection.H2Connection) -> bytes:
     """The headers of a call come a byte at a time, and never all."""
-    preface = connection.data_to_send()
+    confirmation = connection.data_to_send()
     connection.send_headers(1, [*HEADERS, ("x-long", "x" * 4000)])
     headers = connection.data_to_send()
-    # The preface goes at once; a byte of the headers every step lasts longer than any test.
-    connection._data_to_send = bytearray(preface)
+    # The confirmation goes at once; a byte of the headers every step lasts longer than any test.
+    connection._data_to_send = bytearray(confirmation)
     return headers
 
 

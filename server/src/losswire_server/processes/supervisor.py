@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from losswire.v1 import GetInfoResponse
+from losswire_server.allocator import SpareMemory
 from losswire_server.config.settings import Config
 from losswire_server.device_loss import EXIT_CODE
 from losswire_server.ports import SidePorts, StartError
@@ -86,6 +87,8 @@ class Supervisor:
         merged = CollectorRegistry()
         merged.register(_Merged(self))
         self._ports = SidePorts(config, merged)
+        # It holds nothing for calls, but its health port is anyone's to send to.
+        self._spare_memory = SpareMemory(0)
         self._stop, self._hurry = stop_signals()
         self._started = asyncio.Event()
         self._info: GetInfoResponse | None = None
@@ -104,6 +107,7 @@ class Supervisor:
     async def run(self) -> None:
         """Start, serve and drain; see `supervise`."""
         self._ports.start()
+        self._spare_memory.start()
         keepers = [asyncio.create_task(self._keep(number)) for number in range(self._config.processes)]
         remembering = asyncio.create_task(self._remember())
         await _first(self._started.wait(), self._stop.wait())
@@ -113,6 +117,7 @@ class Supervisor:
         await self._drain(keepers)
         remembering.cancel()
         await asyncio.to_thread(self._ports.stop)
+        await asyncio.to_thread(self._spare_memory.stop)
         self._reservation.close()
         if self._failure is not None:
             raise self._failure
