@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from budgets import BUSY, QUIET, reserve_for
-from made_calls import FakeContext, in_loop, make_call, make_lobby, steps
+from made_calls import FakeContext, in_loop, make_call, make_lobby, reserve, steps
 
 from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.call import Call
@@ -68,6 +68,21 @@ async def test_silent_calls_that_hold_the_whole_budget_make_room_for_one_that_sp
     assert lobby.budget.used_bytes == 0
     lobby.metrics.ledger.settle()
     assert lobby.metrics.rejected["STALLED"]._value.get() == 1
+
+
+@in_loop
+async def test_as_many_of_them_as_one_large_call_needs_make_room_at_once() -> None:
+    lobby = make_lobby(capacity_bytes=CAPACITY_BYTES, max_stall_s=0.0, max_wait_s=60.0)
+    silent = open_calls(lobby, read_one, SILENT_CALLS)
+    await steps()
+    large = asyncio.ensure_future(reserve(lobby.budget, 50 * MESSAGE_BYTES))
+    await steps()
+    # Before anything looks at the waits again.
+    assert large.done()
+    assert sum(task.done() for task in silent) == 50
+    for task in silent:
+        task.cancel()
+    await asyncio.gather(*silent, return_exceptions=True)
 
 
 @in_loop

@@ -115,11 +115,11 @@ class ByteBudget:
         for queue in (self._arriving, self._growing):
             for tenant in queue.tenants():
                 wanted[tenant] = wanted.get(tenant, 0) + int(queue.cost_of(tenant))
-        shares = {tenant: self.share_of(tenant) for tenant in wanted}
-        free_bytes = self.capacity_bytes - self.used_bytes
-        return (
-            sum(min(wanted[each], share.limit_bytes - share.used_bytes) for each, share in shares.items()) - free_bytes
-        )
+        for tenant, byte_count in wanted.items():
+            share = self.share_of(tenant)
+            if share.limit_bytes < self.capacity_bytes:
+                wanted[tenant] = min(byte_count, share.limit_bytes - share.used_bytes)
+        return sum(wanted.values()) + self.used_bytes - self.capacity_bytes
 
     def share_of(self, tenant: Tenant) -> Share:
         """What a tenant holds."""
