@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from scripted_server import FakeServer, Hang, evaluated, fail, reply, result_message, status_details, streamed
+from scripted_server import FakeServer, Hang, Step, evaluated, fail, reply, result_message, status_details, streamed
 
 import losswire
 from losswire import RetryPolicy, v1
@@ -84,6 +84,43 @@ def test_a_checksum_is_announced_in_a_stream(fake_server: FakeServer, connect: A
     header = v1.EvaluateStreamRequest.FromString(fake_server.received[0].messages[0]).header
     assert header.logits.sha256 == hashlib.sha256(LOGITS.tobytes()).digest()
     assert header.class_indices.sha256 == hashlib.sha256(TARGET.tobytes()).digest()
+
+
+def ended_with(code: grpc.StatusCode, *messages: bytes) -> Step:
+    """Sends these messages, and then ends the stream with a status."""
+
+    def step(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        yield from messages or streamed()(requests, context)
+        context.abort(code, "the stream idled while other calls waited for room")
+
+    return step
+
+
+@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.CANCELLED])
+def test_a_whole_reply_counts_however_the_stream_ends_after_it(
+    fake_server: FakeServer, connect: Any, code: grpc.StatusCode
+) -> None:
+    fake_server.then(ended_with(code))
+    assert connect(fake_server.target, retry=FAST).cross_entropy(BIG_LOGITS, BIG_TARGET).loss == 1.5
+    assert len(fake_server.received) == 1
+
+
+def test_a_reply_whose_end_did_not_come_does_not_count(fake_server: FakeServer, connect: Any) -> None:
+    chunk = v1.OutputChunk(
+        output=v1.Output.OUTPUT_ARGMAX, position=0, dtype=v1.DataType.DATA_TYPE_INT64, data=BIG_TARGET.tobytes()
+    )
+    message = v1.EvaluateStreamResponse(output=chunk).SerializeToString()
+    fake_server.then(ended_with(Code.UNAVAILABLE, message))
+    with pytest.raises(losswire.UnavailableError):
+        connect(fake_server.target, retry=ONCE).cross_entropy(BIG_LOGITS, BIG_TARGET, outputs=["argmax"])
+
+
+def test_a_whole_reply_does_not_count_where_its_server_says_that_it_is_wrong(
+    fake_server: FakeServer, connect: Any
+) -> None:
+    fake_server.then(ended_with(Code.INTERNAL))
+    with pytest.raises(losswire.InternalError):
+        connect(fake_server.target, retry=ONCE).cross_entropy(BIG_LOGITS, BIG_TARGET)
 
 
 def test_a_small_request_with_a_large_reply_is_streamed(fake_server: FakeServer, connect: Any) -> None:

@@ -189,6 +189,11 @@ def test_an_error_that_is_final_costs_no_budget() -> None:
         ({"initial_backoff_s": -1.0}, "initial_backoff_s"),
         ({"max_backoff_s": float("nan")}, "max_backoff_s"),
         ({"max_connect_wait_s": -1.0}, "max_connect_wait_s"),
+        ({"budget_ratio": -0.1}, "budget_ratio"),
+        ({"budget_ratio": 10.0}, "budget_ratio"),
+        ({"budget_ratio": float("nan")}, "budget_ratio"),
+        ({"budget_reserve": -1.0}, "budget_reserve"),
+        ({"budget_limit": float("nan")}, "budget_limit"),
     ],
 )
 def test_a_policy_out_of_range_is_refused(settings: dict[str, float], named: str) -> None:

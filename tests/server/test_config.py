@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,9 @@ def test_a_file_that_a_variable_in_lower_case_names_is_not_passed_over(
 
 
 def test_variables_that_are_no_settings_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [each for each in os.environ if each.startswith("LOSSWIRE_")]:
+        # Those of the tests, such as LOSSWIRE_CRDS.
+        monkeypatch.delenv(name)
     assert unread_variables() == []
     for name in ("LOSSWIRE_THREDS", "LOSSWIRE_SERVICE_HOST", "LOSSWIRE_THREADS", "losswire_threads"):
         monkeypatch.setenv(name, "1")

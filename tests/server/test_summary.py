@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -45,6 +46,22 @@ def test_the_summary_tells_how_the_service_is_protected(
     assert f"127.0.0.1:1 ({transport})" in summary(capsys, *flags)
 
 
+@pytest.mark.parametrize(
+    ("flags", "callers"),
+    [
+        ([], "whoever reaches the port"),
+        (["--tls-certificate=/a", "--tls-key=/b"], "whoever reaches the port"),
+        (["--tls-certificate=/a", "--tls-key=/b", "--tls-client-ca=/c"], "whoever has a certificate of /c"),
+        (
+            ["--tls-certificate=/a", "--tls-key=/b", "--tls-client-ca=/c", "--identity=/d.toml"],
+            "those whom /d.toml lets in",
+        ),
+    ],
+)
+def test_the_summary_tells_who_may_call(flags: list[str], callers: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert re.search(rf"callers +{callers} +\n", summary(capsys, *flags))
+
+
 @pytest.mark.parametrize("address", ["[::1]:50051", "[fe80::1]:50051", "[fd00::1]:50051"])
 def test_an_ipv6_address_is_shown_and_not_taken_for_markup(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert address in summary(capsys, address=address)
@@ -58,6 +75,9 @@ def test_several_processes_are_told_and_one_is_not(capsys: pytest.CaptureFixture
 def test_variables_that_are_not_read_are_told_whatever_the_log_leaves_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for name in [each for each in os.environ if each.startswith("LOSSWIRE_")]:
+        # Those of the tests, such as LOSSWIRE_CRDS.
+        monkeypatch.delenv(name)
     assert "variables not read" not in summary(capsys)
     monkeypatch.setenv("LOSSWIRE_THREDS", "1")
     assert re.search(r"variables not read +LOSSWIRE_THREDS +\n", summary(capsys, "--log-level=error"))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import contextlib
+from typing import Any, NoReturn
 
 import grpc
-from made_calls import FakeContext, in_loop, make_call, make_lobby
+from made_calls import Aborted, FakeContext, in_loop, make_call, make_lobby
 from prometheus_client import CollectorRegistry, generate_latest
 
 from losswire_server.call import Call
+from losswire_server.errors import UnauthenticatedError
 from losswire_server.metrics import Metrics
 from losswire_server.tenant_counters import MAX_TENANTS, OTHER, TenantCounters
 from losswire_server.tenants import Tenant
@@ -57,3 +59,26 @@ async def test_no_tenant_is_named_unless_the_settings_ask_for_it() -> None:
         await asyncio.ensure_future(call.run(answer))
         lobby.metrics.ledger.settle()
         assert value(registry, "losswire_tenant_calls_total", tenant="a", outcome="ok") == count
+
+
+class ClosedGate:
+    """Knows nobody."""
+
+    def identify(self, path: str, context: FakeContext) -> NoReturn:
+        raise UnauthenticatedError("the call does not show who makes it")
+
+
+@in_loop
+async def test_a_call_that_the_gate_refuses_is_no_tenants() -> None:
+    async def answer(call: Call) -> bytes:
+        return b"reply"
+
+    for gate, count in ((None, 1), (ClosedGate(), 0)):
+        lobby: Any = make_lobby()
+        lobby.gate = gate
+        registry = CollectorRegistry()
+        lobby.metrics = Metrics(registry, by_tenant=True)
+        with contextlib.suppress(Aborted):
+            await asyncio.ensure_future(make_call(lobby, FakeContext()).run(answer))
+        lobby.metrics.ledger.settle()
+        assert generate_latest(registry).decode().count("losswire_tenant_calls_total{") == count

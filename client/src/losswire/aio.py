@@ -151,5 +151,9 @@ class AsyncClient(ClientBase[AsyncSession]):
         if isinstance(exchange.request, bytes):
             exchange.reply.add(await self._transport.unary(exchange.method, exchange.request, timeout_s))
         else:
-            await self._transport.stream(exchange.request, timeout_s, exchange.reply.add)
+            try:
+                await self._transport.stream(exchange.request, timeout_s, exchange.reply.add)
+            except LosswireError as error:
+                if not exchange.is_answered_despite(error):
+                    raise
         return exchange.reply.answer()

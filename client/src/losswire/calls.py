@@ -18,6 +18,7 @@ from losswire.evaluation import Evaluation
 from losswire.info import ServerInfo, server_info
 from losswire.replies import EvaluationReply, Reply, SingleReply, parse, read_evaluate_response
 from losswire.results import CrossEntropyResult
+from losswire.retry import may_pass
 from losswire.tensors import HostTensor
 from losswire.v1 import GetInfoRequest, GetInfoResponse, PutTensorResponse
 from losswire.v1.framing import MESSAGE_PAYLOAD_BYTES
@@ -70,6 +71,13 @@ class Exchange(Generic[_Answer]):
     method: str
     request: bytes | Iterator[bytes]
     reply: Reply[_Answer]
+
+    def is_answered_despite(self, error: LosswireError) -> bool:
+        """Whether all of the reply had come when the call ended with an error for which one would ask again.
+
+        A server that drains, or needs the room, ends streams of which it has not read yet that they are at their end.
+        """
+        return self.reply.is_complete and may_pass(error)
 
 
 class Call(ABC, Generic[_Answer]):

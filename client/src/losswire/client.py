@@ -206,5 +206,9 @@ class Client(ClientBase[Session]):
         if isinstance(exchange.request, bytes):
             exchange.reply.add(self._transport.unary(exchange.method, exchange.request, timeout_s))
         else:
-            drain(self._transport.stream(exchange.request, timeout_s), exchange.reply.add)
+            try:
+                drain(self._transport.stream(exchange.request, timeout_s), exchange.reply.add)
+            except LosswireError as error:
+                if not exchange.is_answered_despite(error):
+                    raise
         return exchange.reply.answer()

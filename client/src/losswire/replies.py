@@ -34,8 +34,13 @@ class Reply(Protocol[_Answer_co]):
         """Takes the next message."""
         ...
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all has come, after which there is nothing more."""
+        ...
+
     def answer(self) -> _Answer_co:
-        """What all messages together mean, once the call has ended well."""
+        """What all messages together mean, once the call has ended, or all has come."""
         ...
 
 
@@ -49,6 +54,11 @@ class SingleReply(Generic[_Answer]):
     def add(self, message: bytes) -> None:
         """Takes the message."""
         self._messages.append(message)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the message has come."""
+        return bool(self._messages)
 
     def answer(self) -> _Answer:
         """What the message means."""

@@ -73,10 +73,16 @@ class RetryPolicy:
             "initial_backoff_s": 0,
             "max_backoff_s": 0,
             "max_connect_wait_s": 0,
+            "budget_ratio": 0,
+            "budget_reserve": 0,
+            "budget_limit": 0,
         }
         for name, lowest in lowest_values.items():
             if not getattr(self, name) >= lowest:
                 raise InvalidArgumentError(f"{name} is {getattr(self, name)}; expected at least {lowest}", field=name)
+        if self.budget_ratio > 1:
+            # More would have a server in trouble asked twice for each call that it gets.
+            raise InvalidArgumentError(f"budget_ratio is {self.budget_ratio}; expected at most 1", field="budget_ratio")
 
     def _check_hedging(self) -> None:
         after_s, percentile = self.hedge_after_s, self.hedge_percentile

@@ -317,7 +317,8 @@ class Call:
             duration_s = now - self._arrived_at
             metrics = self._metrics
             metrics.ledger.note(metrics.call_ended, self.method, code.name, duration_s, self.exemplar)
-            if metrics.tenants is not None:
+            # Whom the gate refused is nobody's, or strangers would fill the counts of `default`.
+            if metrics.tenants is not None and (lobby.gate is None or self._identity is not None):
                 metrics.ledger.note(metrics.tenants.call_ended, self.tenant.name, code)
 
     async def _work(self, behaviour: Callable[[Call], Awaitable[bytes | None]]) -> bytes | None:

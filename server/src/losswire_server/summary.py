@@ -59,6 +59,7 @@ def print_summary(config: Config, info: GetInfoResponse, addresses: Addresses) -
         transport = "mutual TLS"
     rows = {
         "service": f"{addresses.address} ({transport})",
+        "callers": _callers(config),
         "health, info": addresses.health_address,
         "metrics": f"http://{addresses.metrics_address}/metrics",
         "processes": f"{info.processes}, each with the limits below",
@@ -84,6 +85,15 @@ def print_summary(config: Config, info: GetInfoResponse, addresses: Addresses) -
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"losswire-server {info.version}", style="bold")
     console.print(table)
+
+
+def _callers(config: Config) -> str:
+    """Who may call: that everyone may is to be seen, not found out."""
+    if config.identity is not None:
+        return f"those whom {config.identity} lets in"
+    if config.tls_client_ca is not None:
+        return f"whoever has a certificate of {config.tls_client_ca}"
+    return "whoever reaches the port"
 
 
 def _device(info: GetInfoResponse) -> str:

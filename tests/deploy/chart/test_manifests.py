@@ -317,6 +317,19 @@ def test_runbooks_are_where_the_values_say(helm4: Helm) -> None:
     assert all(rule["annotations"]["runbook_url"] == f"{url}#{rule['alert'].lower()}" for rule in alerts)
 
 
+def test_what_is_to_be_done_before_production_is_in_the_values_for_it(helm4: Helm) -> None:
+    values = yaml.safe_load((CHART / "ci/production-values.yaml").read_text(encoding="utf-8"))
+    rendered = helm4.render(values)
+    settings = rendered.one("ConfigMap", "losswire")["data"]["losswire.toml"]
+    for asked in ("tls_certificate", "tls_client_ca", "identity"):
+        assert f"\n{asked} = " in settings
+    links = re.findall(r"runbook_url: (\S+)", rendered.text)
+    assert links
+    assert all(link.startswith("https://") for link in links)
+    memory = rendered.server["resources"]
+    assert memory["requests"]["memory"] == memory["limits"]["memory"]
+
+
 def test_a_certificate_is_a_clients_own_only_where_one_is_demanded(render: Render) -> None:
     tls: dict[str, Any] = {"enabled": True, "existingSecret": "server", "clientSecret": "client"}
     batch = {"enabled": True, "sources": ["/data/a.npz"]}

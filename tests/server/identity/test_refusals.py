@@ -128,7 +128,7 @@ def test_a_caller_may_what_both_its_tenant_and_its_token_allow(
     told = refused(gate, f"Bearer {issuer.token(scope=scope)}")
     assert told == (
         "worker may not call Evaluate: it needs the scope evaluate; "
-        f"allowed to tenant training and this caller: {allowed}"
+        f"allowed to tenant training and this caller: {allowed}; its token does not bring evaluate (scope_claim)"
     )
 
 

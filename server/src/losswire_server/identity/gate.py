@@ -15,7 +15,7 @@ import grpc
 from losswire_server.errors import CredentialsExpiredError, PermissionDeniedError, UnauthenticatedError
 from losswire_server.identity.certificates import certificate_of, read_certificate
 from losswire_server.identity.jwts import Issuer, is_jwt, verify
-from losswire_server.identity.policy import SCOPES, Scope
+from losswire_server.identity.policy import ALL_SCOPES, SCOPES, Scope
 from losswire_server.identity.proof import Proof
 from losswire_server.identity.settings import IdentitySettings
 from losswire_server.tenants import Tenant
@@ -41,6 +41,7 @@ class Identity:
         scopes: What it may.
         expires_at: Until when that holds, in seconds of the Unix epoch.
         gate: Who said so; after the rules were read again, another one has to.
+        token_scopes: What the credential itself allows at most.
     """
 
     subject: str
@@ -48,6 +49,7 @@ class Identity:
     scopes: frozenset[Scope]
     expires_at: float
     gate: Gate
+    token_scopes: frozenset[Scope] = ALL_SCOPES
 
     def is_of(self, gate: Gate) -> bool:
         """Whether `gate` would still say so."""
@@ -84,9 +86,11 @@ class Gate:
         if scope not in identity.scopes:
             allowed = ", ".join(sorted(identity.scopes)) or "nothing"
             method = path.rpartition("/")[2]
+            # Else whoever reads the tenant's scopes finds nothing wrong with them.
+            why = "" if scope in identity.token_scopes else f"; its token does not bring {scope} (scope_claim)"
             raise PermissionDeniedError(
                 f"{identity.subject} may not call {method}: it needs the scope {scope}; "
-                f"allowed to tenant {identity.tenant.name} and this caller: {allowed}"
+                f"allowed to tenant {identity.tenant.name} and this caller: {allowed}{why}"
             )
         return identity
 
@@ -130,7 +134,7 @@ class Gate:
         if shares is None:
             raise PermissionDeniedError(f"{proof.subject} may not call: no tenant of this server has this caller")
         tenant, scopes = shares
-        return Identity(proof.subject, tenant, scopes & proof.scopes, proof.expires_at, self)
+        return Identity(proof.subject, tenant, scopes & proof.scopes, proof.expires_at, self, proof.scopes)
 
     def _expected(self) -> str:
         ways = ["a token as metadata 'authorization: Bearer TOKEN'"] if self.settings.takes_tokens else []
