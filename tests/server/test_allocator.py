@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import threading
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Final
 
 import psutil
@@ -10,10 +15,14 @@ import pytest
 from servers import RunningServer, start_server
 
 import losswire
+from losswire_server import allocator
+from losswire_server.allocator import SpareMemory
 
 GLIBC: Final = "CS_GNU_LIBC_VERSION" in os.confstr_names
 HEAP_BYTES: Final = 64 * 1024 * 1024
 """glibc reserves as much at a multiple of it for each heap but the first, and makes a part of it writable."""
+
+WAIT_S: Final = 30
 
 KINDS: Final = ("rw-p", "---p")
 
@@ -61,3 +70,32 @@ def test_what_the_environment_says_of_heaps_is_left_as_it_is(tmp_path: Path) -> 
 
     assert further_heaps(server.process.pid) > 0
     assert server.stop() == 0
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_free_memory_is_given_back_once_it_can_be_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    """Whoever takes the memory may take all the files as well."""
+    given_back = threading.Event()
+    looks: Iterator[int | Exception] = iter([0, failure])
+
+    def resident_bytes() -> int:
+        found = next(looks, 1 << 40)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=lambda _: given_back.set()))
+    monkeypatch.setattr(allocator, "resident_bytes", resident_bytes)
+    monkeypatch.setattr(allocator, "LOOK_S", 0.001)
+    memory = SpareMemory(0)
+    memory.start()
+    try:
+        assert given_back.wait(WAIT_S)
+    finally:
+        memory.stop()
+
+
+def test_what_never_looked_at_its_memory_can_stop() -> None:
+    SpareMemory(0).stop()

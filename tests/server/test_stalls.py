@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from budgets import BUSY, QUIET, reserve_for
-from made_calls import FakeContext, in_loop, make_call, make_lobby, reserve, steps
+from made_calls import Aborted, FakeContext, in_loop, make_call, make_lobby, reserve, steps
 
 from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.call import Call
 from losswire_server.errors import IdleError, OverloadedError, StalledError
 from losswire_server.lobby import Lobby
+from losswire_server.stalls import IDLE_GRACE_S
 from losswire_server.tenants import Tenant
 
 SILENT_CALLS = 126
@@ -142,12 +144,26 @@ async def test_streams_that_idle_go_before_calls_that_stall_and_the_longest_idle
     [second] = open_calls(lobby, one_evaluation, 1, messages=[b"x"], method="EvaluateStream")
     await steps()
     assert lobby.budget.used_bytes == 3 * MESSAGE_BYTES
+    await asyncio.sleep(IDLE_GRACE_S)
     assert await polite(lobby) == b"hello"
     assert [first.done(), second.done(), stalled[0].done()] == [True, False, False]
     others = [asyncio.ensure_future(polite(lobby)) for _ in range(3)]
     assert await asyncio.gather(*others) == [b"hello"] * 3
     for task in (second, *stalled):
         task.cancel()
+
+
+@in_loop
+async def test_a_stream_that_idles_makes_room_no_sooner_than_its_end_may_come_and_no_later() -> None:
+    lobby = make_lobby(capacity_bytes=MESSAGE_BYTES, max_stall_s=0.0, max_wait_s=60.0)
+    [idle] = open_calls(lobby, one_evaluation, 1, messages=[b"x"], method="EvaluateStream")
+    await steps()
+    [wait] = lobby.idle.oldest_first()
+    # Nothing else waits, so that nothing but this looks at how long it has idled.
+    assert await polite(lobby) == b"hello"
+    assert time.monotonic() - wait.began_at >= IDLE_GRACE_S
+    with pytest.raises(Aborted):
+        await idle
 
 
 @in_loop

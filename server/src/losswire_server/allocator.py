@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -71,8 +72,10 @@ class SpareMemory:
 
     def _watch(self, trim: Callable[[int], int], limit_bytes: int) -> None:
         while not self._stopped.wait(LOOK_S):
-            if resident_bytes() > limit_bytes:
-                trim(0)
+            # Where connections have all the files that it may open, or memory is short, it looks again.
+            with contextlib.suppress(OSError, MemoryError):
+                if resident_bytes() > limit_bytes:
+                    trim(0)
 
 
 def resident_bytes() -> int:

@@ -303,7 +303,7 @@ class Call:
             except Exception as error:
                 refusal = self._explain(error)
             # Not before the handlers are left, or what they handle would be kept as well.
-            code = refusal.code
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if self._has_given_up else refusal.code
             await self._abort(refusal)
         finally:
             self.caller.gone = True
@@ -350,14 +350,19 @@ class Call:
         _log.exception("call failed", method=self.method, request_id=request_id)
         return InternalError(request_id)
 
+    @property
+    def _has_given_up(self) -> bool:
+        """Whether the caller's own deadline has passed."""
+        return self.caller.deadline <= time.monotonic() and self._context.time_remaining() is not None
+
     async def _abort(self, error: ServiceError) -> NoReturn:
-        self._metrics.refused(error.rejection)
         # gRPC keeps what it raises to end a call, and what can be reached from there, until Python looks for cycles.
         # The frames that raised this error have the message that the call read, whose bytes go back to the budget now.
         error.__traceback__ = error.__cause__ = error.__context__ = None
-        if self.caller.deadline <= time.monotonic() and self._context.time_remaining() is not None:
-            # Its caller set that and has given up, and gRPC is about to end the call. It keeps what it cannot send.
+        if self._has_given_up:
+            # gRPC is about to end the call, and keeps what it cannot send.
             raise asyncio.CancelledError
+        self._metrics.refused(error.rejection)
         try:
             async with asyncio.timeout(ABORT_TIMEOUT_S):
                 await self._context.abort(error.code, error.details, error.trailing_metadata)

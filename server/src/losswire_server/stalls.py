@@ -3,19 +3,24 @@
 A call that waits for a message holds room for the largest one, since nobody can tell what will come, or whether
 anything will: 126 callers that open a call and fall silent hold the whole default budget, and so do as many streams
 that idle between two evaluations. That is no harm while nobody else wants the bytes. When someone does, the stream that
-has idled longest ends, and else the call whose caller has kept it waiting longest, if for more than `max_stall_s`.
+has idled longest ends, if for more than `IDLE_GRACE_S`, and else the call whose caller has kept it waiting longest, if
+for more than `max_stall_s`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from losswire_server.admission import ByteBudget
     from losswire_server.call import Call
     from losswire_server.waits import Wait, Waits
+
+IDLE_GRACE_S: Final = 0.05
+"""How long a stream may idle in any case: its caller may have had all it wanted, and the end of it be on its way."""
 
 
 class Stalls:
@@ -32,6 +37,7 @@ class Stalls:
         self._budget, self._idle, self._transfers, self._max_stall_s = budget, idle, transfers, max_stall_s
         # Those that were told to end and still hold their bytes.
         self._leaving: set[Call] = set()
+        self._again: asyncio.TimerHandle | None = None
         budget.make_room = transfers.looks = self.make_room
 
     def make_room(self) -> None:
@@ -49,15 +55,21 @@ class Stalls:
                 lacking -= call.reservation.byte_count
                 call.makes_room = True
                 wait.end()
+        if self._again is None and len(self._idle):
+            self._again = asyncio.get_running_loop().call_later(IDLE_GRACE_S, self._make_room_again)
+
+    def _make_room_again(self) -> None:
+        self._again = None
+        self.make_room()
 
     def left(self, call: Call) -> None:
         """Take note that a call has returned what it held."""
         self._leaving.discard(call)
 
     def _stalled(self) -> Iterator[Wait]:
-        yield from self._idle.oldest_first()
-        latest = time.monotonic() - self._max_stall_s
-        for wait in self._transfers.oldest_first():
-            if wait.began_at > latest:
-                return
-            yield wait
+        now = time.monotonic()
+        for waits, least_s in ((self._idle, IDLE_GRACE_S), (self._transfers, self._max_stall_s)):
+            for wait in waits.oldest_first():
+                if wait.began_at > now - least_s:
+                    break
+                yield wait

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from raw_calls import SERVICE, RawChannel, failure_of
 from raw_http2 import Answer, Http2, grpc_message, headers_of
 from resident import MIB, watched_peak
+from server_here import server_here
 from servers import RunningServer, start_server
 from weakened_server import without
 
@@ -58,6 +60,24 @@ def test_a_message_that_claims_too_much_is_refused_by_its_first_five_bytes(
     assert peak() < MAX_PEAK_BYTES
     if byte_count == 3 * 2**30:
         figure("F7", f"{method}, 3 GiB claimed: {answer.sent_bytes:,} bytes sent, {peak() / MIB:.1f} MiB of memory")
+
+
+@pytest.mark.parametrize("method", ["Evaluate", "EvaluateStream"])
+@pytest.mark.parametrize(
+    "message",
+    [grpc_message(b"", declared_bytes=MESSAGE_BYTES + 1), grpc_message(b"abc", compressed=True)],
+    ids=["too large", "compressed"],
+)
+def test_what_grpc_refuses_half_way_is_not_counted_as_too_little(method: str, message: bytes) -> None:
+    """To the server it looks like a caller that leaves."""
+    with server_here() as here, Http2(here.address) as connection:
+        answer = connection.call(message, headers_of(f"{SERVICE}/{method}"))
+        until = time.monotonic() + 30
+        while not (count := here.sample("losswire_requests_total", method=method)) and time.monotonic() < until:
+            time.sleep(0.01)
+        cancelled = here.sample("losswire_requests_total", method=method, code="CANCELLED")
+    assert answer.status not in {None, grpc.StatusCode.OK.value[0]}
+    assert (count, cancelled) == (1, 1)
 
 
 def test_a_message_of_exactly_the_limit_is_read(server: RunningServer) -> None:

@@ -13,7 +13,6 @@ from structlog.testing import capture_logs
 from losswire.v1 import ErrorReason
 from losswire_server.call import NO_MEMORY, OUT_OF_MEMORY_RETRY_S, Call
 from losswire_server.errors import (
-    DeadlinePassedError,
     InvalidRequestError,
     OverloadedError,
     TooLargeError,
@@ -91,12 +90,14 @@ def test_a_refusal_is_sent_unless_the_caller_has_given_up(remaining_s: float | N
         async def behaviour(call: Call) -> bytes:
             if remaining_s is None:
                 call.caller.deadline = 0.0  # The server's own, which gRPC knows nothing of.
-            raise DeadlinePassedError
+            raise TooLargeError("the request", 2, 1, "send less")
 
         task = asyncio.ensure_future(make_call(lobby, context).run(behaviour))
         await asyncio.gather(task, return_exceptions=True)
         assert (context.aborted is not None, task.cancelled()) == (is_told, not is_told)
-        assert count(lobby, "DEADLINE_EXCEEDED") == 1
+        assert count(lobby, "RESOURCE_EXHAUSTED" if is_told else "DEADLINE_EXCEEDED") == 1
+        lobby.metrics.ledger.settle()
+        assert lobby.metrics.rejected["TOO_LARGE"]._value.get() == is_told
 
     asyncio.run(main())
 
