@@ -175,8 +175,10 @@ def test_a_certificate_and_its_key_come_together() -> None:
 
 
 def test_a_file_that_is_not_there_is_named(connect: Any, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pem"):
+    expected = r"ca cannot be read from .*nowhere\.pem: No such file or directory; expected a PEM file"
+    with pytest.raises(losswire.InvalidArgumentError, match=expected) as caught:
         connect("localhost:1", tls=Tls(ca=tmp_path / "nowhere.pem")).info()
+    assert caught.value.field == "ca"
 
 
 @pytest.mark.parametrize("kind", [losswire.Client, losswire.AsyncClient])

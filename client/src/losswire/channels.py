@@ -86,8 +86,13 @@ class Tls:
             raise InvalidArgumentError(f"{missing} is absent; expected certificate and key together", field=missing)
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """What gRPC wants, of the files as they are now."""
-        return grpc.ssl_channel_credentials(_read_pem(self.ca), _read_pem(self.key), _read_pem(self.certificate))
+        """What gRPC wants, of the files as they are now.
+
+        Raises:
+            InvalidArgumentError: if one of them cannot be read.
+        """
+        ca, key, certificate = (_read_pem(name, getattr(self, name)) for name in ("ca", "key", "certificate"))
+        return grpc.ssl_channel_credentials(ca, key, certificate)
 
     def files(self) -> CertificateFiles:
         """The parts that are files."""
@@ -228,5 +233,13 @@ def _path(pem: Pem | None) -> Path | None:
     return None if pem is None or isinstance(pem, bytes) else Path(pem)
 
 
-def _read_pem(pem: Pem | None) -> bytes | None:
-    return pem if pem is None or isinstance(pem, bytes) else Path(pem).read_bytes()
+def _read_pem(name: str, pem: Pem | None) -> bytes | None:
+    if pem is None or isinstance(pem, bytes):
+        return pem
+    try:
+        return Path(pem).read_bytes()
+    except OSError as error:
+        why = error.strerror or error
+        raise InvalidArgumentError(
+            f"{name} cannot be read from {pem}: {why}; expected a PEM file", field=name
+        ) from error

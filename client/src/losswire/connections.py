@@ -10,6 +10,7 @@ from typing import Final, Generic, TypeVar
 import grpc
 
 from losswire.channels import Endpoint
+from losswire.errors import InvalidArgumentError
 from losswire.turns import Turns
 
 _Channel = TypeVar("_Channel")
@@ -103,7 +104,7 @@ class Connections(Generic[_Channel]):
             return
         try:
             renewed = self._open()
-        except OSError as error:  # They have changed once more.
+        except InvalidArgumentError as error:  # They have changed once more.
             _log.warning("certificates cannot be read, those from before stay in use: %s", error)
             return
         with self._lock:
