@@ -12,15 +12,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
-if TYPE_CHECKING:
-    from losswire_server.admission import ByteBudget
-    from losswire_server.call import Call
-    from losswire_server.waits import Wait, Waits
+from losswire_server.admission import ByteBudget, Reservation
+from losswire_server.waits import Wait, Waits
 
 IDLE_GRACE_S: Final = 0.05
 """How long a stream may idle in any case: its caller may have had all it wanted, and the end of it be on its way."""
+
+
+class Holder(Protocol):
+    """A call, as far as it matters here: what it holds, and whether it was told to end for the sake of others."""
+
+    reservation: Reservation
+    makes_room: bool
 
 
 class Stalls:
@@ -36,7 +41,7 @@ class Stalls:
     def __init__(self, budget: ByteBudget, idle: Waits, transfers: Waits, max_stall_s: float) -> None:
         self._budget, self._idle, self._transfers, self._max_stall_s = budget, idle, transfers, max_stall_s
         # Those that were told to end and still hold their bytes.
-        self._leaving: set[Call] = set()
+        self._leaving: set[Holder] = set()
         self._again: asyncio.TimerHandle | None = None
         budget.make_room = transfers.looks = self.make_room
 
@@ -49,7 +54,7 @@ class Stalls:
             # Where nothing is lacking a tenant's own share is full, and one of its calls after the other goes.
             if lacking <= 0 and self._leaving:
                 return
-            call: Call = wait.owner
+            call: Holder = wait.owner
             if call.reservation.byte_count and self._budget.is_wanted(call.reservation.share):
                 self._leaving.add(call)
                 lacking -= call.reservation.byte_count
@@ -62,7 +67,7 @@ class Stalls:
         self._again = None
         self.make_room()
 
-    def left(self, call: Call) -> None:
+    def left(self, call: Holder) -> None:
         """Take note that a call has returned what it held."""
         self._leaving.discard(call)
 
