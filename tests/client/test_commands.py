@@ -254,7 +254,9 @@ def test_a_new_token_goes_to_a_file_and_its_hash_to_the_terminal(losswire: Lossw
     }
     assert token not in result
     assert len(token) >= 43
-    assert losswire("token", "ci", "--out", file).exit_code == 1
+    again = losswire("token", "ci", "--out", file)
+    assert again.exit_code == 2
+    assert "expected a path where there is no file yet" in " ".join(again.stderr.replace("│", " ").split())
     assert file.read_text().strip() == token
     assert losswire("token", "a\nb", "--out", tmp_path / "other").exit_code == 2
 

@@ -207,6 +207,9 @@ def test_each_setting_that_is_refused_has_its_line() -> None:
     [
         ("--max-wait-s=nan", "Input should be a finite number"),
         ("--otlp-endpoint=collector", "expected an http or https URL of a host, and its port, such as "),
+        ("--max-wait-s=soon", "expected a number of seconds"),
+        ("--max-inflight-bytes=512MiB", "expected a whole number of bytes"),
+        ("--threads=1.5", "expected a whole number"),
         ("--device=tpu", "expected auto, cpu, cuda or cuda:N"),
     ],
 )

@@ -29,7 +29,11 @@ def token(
         raise typer.BadParameter("a name of printable characters is expected", param_hint="NAME")
     made = secrets.token_urlsafe(TOKEN_BYTES)
     # Never over a file that exists, nor through a link that somebody else left there.
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        message = f"{file} cannot be made: {error.strerror}; expected a path where there is no file yet"
+        raise typer.BadParameter(message, param_hint="--out") from error
     with os.fdopen(descriptor, "w") as target:
         target.write(made + "\n")
     # JSON writes such a string as TOML does.

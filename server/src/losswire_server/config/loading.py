@@ -106,6 +106,9 @@ _FORMS: Final = {
 }
 """What the patterns of settings accept, in words."""
 
+_UNITS: Final = {"_bytes": "bytes", "_s": "seconds"}
+"""What numbers count, by the end of a setting's name."""
+
 
 def _describe(error: object) -> str:
     assert isinstance(error, dict)
@@ -117,4 +120,7 @@ def _describe(error: object) -> str:
         message = f"there is no such setting{perhaps}; losswire-server --help lists all"
     elif error["type"] == "string_pattern_mismatch":
         message = f"expected {_FORMS[name]}"
+    elif error["type"].startswith(("int_", "float_")):
+        unit = next((f" of {unit}" for ending, unit in _UNITS.items() if name.endswith(ending)), "")
+        message = f"expected a {'whole ' if error['type'].startswith('int_') else ''}number{unit}"
     return f"{name}: {error['input']!r} is refused: {message}" if name else message

@@ -19,7 +19,10 @@ MAX_BYTES: Final = 2**50
 
 
 class Config(BaseSettings):
-    """Evaluates torch.nn.CrossEntropyLoss over gRPC. Flags go before LOSSWIRE_… variables, these before --config."""
+    """Evaluates torch.nn.CrossEntropyLoss over gRPC. Flags go before LOSSWIRE_… variables, these before --config.
+
+    --version tells the release.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="LOSSWIRE_",
