@@ -35,19 +35,27 @@ async def next_message(context: grpc.aio.ServicerContext[Any, Any]) -> bytes | N
 
 async def _read(context: grpc.aio.ServicerContext[Any, Any]) -> object:
     """What `context.read()` gives. Where this is cancelled, that goes on to its end by itself."""
-    # In 2.9 us more than unprotected. A task of its own for it, shielded, would be shorter, and takes 7.2 us more.
+    # In 2.8 us more than unprotected; `asyncio.shield` takes 4.7 more, and a task of its own for it 7.
     reading: Any = context.read()
+    loop = asyncio.get_running_loop()
     try:
         while True:
             received: asyncio.Future[object] = reading.send(None)
+            # Not `received` itself, which would be cancelled with whoever waits for it.
+            woken = loop.create_future()
+            received.add_done_callback(partial(_wake, woken))
             try:
-                with contextlib.suppress(Exception):  # It is the reading's to say what that means.
-                    await asyncio.shield(received)
+                await woken
             except asyncio.CancelledError:
                 received.add_done_callback(partial(_finish, reading))
                 raise
     except StopIteration as end:
         return end.value
+
+
+def _wake(woken: asyncio.Future[None], _: asyncio.Future[object]) -> None:
+    if not woken.done():
+        woken.set_result(None)
 
 
 def _finish(reading: Any, _: asyncio.Future[object]) -> None:
