@@ -297,8 +297,8 @@ class Call:
                 refusal: ServiceError = error
             except asyncio.CancelledError:
                 # The caller left, or its deadline passed, which gRPC tells it; here, too, that is how the call ends.
-                passed = self.caller.deadline <= time.monotonic()
-                code = grpc.StatusCode.DEADLINE_EXCEEDED if passed else grpc.StatusCode.CANCELLED
+                # Of the server's own deadline, after which a stream may idle, gRPC knows nothing.
+                code = grpc.StatusCode.DEADLINE_EXCEEDED if self._has_given_up else grpc.StatusCode.CANCELLED
                 raise
             except Exception as error:
                 refusal = self._explain(error)
