@@ -118,7 +118,8 @@ class ByteBudget:
         for tenant, byte_count in wanted.items():
             share = self.share_of(tenant)
             if share.limit_bytes < self.capacity_bytes:
-                wanted[tenant] = min(byte_count, share.limit_bytes - share.used_bytes)
+                # One whose share has become smaller than what it holds takes nothing from what others lack.
+                wanted[tenant] = max(0, min(byte_count, share.limit_bytes - share.used_bytes))
         return sum(wanted.values()) + self.used_bytes - self.capacity_bytes
 
     def share_of(self, tenant: Tenant) -> Share:

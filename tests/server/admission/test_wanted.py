@@ -63,6 +63,20 @@ async def test_no_more_is_lacking_than_a_tenant_may_hold() -> None:
     bounded.let_go()
 
 
+@in_loop
+async def test_what_a_tenant_holds_beyond_its_share_does_not_count_for_others() -> None:
+    budget = budget_of(16 * MESSAGE_BYTES)
+    moved = await reserve_for(budget, BUSY, 12 * MESSAGE_BYTES)
+    moved.belong_to(BOUNDED)
+    other = await reserve_for(budget, BUSY, 4 * MESSAGE_BYTES)
+    waiting = [start(reserve_for(budget, tenant, 2 * MESSAGE_BYTES)) for tenant in (BOUNDED, QUIET)]
+    await steps()
+    assert budget.lacking_bytes == 2 * MESSAGE_BYTES
+    moved.let_go()
+    other.let_go()
+    await asyncio.gather(*waiting)
+
+
 def wanted(budget: ByteBudget) -> list[Tenant]:
     """Of whom it holds that someone waits who may have its bytes."""
     return [tenant for tenant in (BUSY, HEAVY, QUIET, BOUNDED) if budget.is_wanted(budget.share_of(tenant))]
