@@ -17,6 +17,7 @@ from losswire_server.errors import IdleError, OverloadedError, StalledError
 from losswire_server.lobby import Lobby
 from losswire_server.stalls import IDLE_GRACE_S
 from losswire_server.tenants import Tenant
+from losswire_server.waits import RESOLUTION_S
 
 SILENT_CALLS = 126
 CAPACITY_BYTES = SILENT_CALLS * MESSAGE_BYTES
@@ -164,6 +165,22 @@ async def test_a_stream_that_idles_makes_room_no_sooner_than_its_end_may_come_an
     assert time.monotonic() - wait.began_at >= IDLE_GRACE_S
     with pytest.raises(Aborted):
         await idle
+
+
+@in_loop
+async def test_as_many_streams_of_a_full_share_make_room_as_one_call_needs_though_nothing_comes_or_goes() -> None:
+    lobby = make_lobby(capacity_bytes=10 * MESSAGE_BYTES, max_stall_s=0.0, max_wait_s=60.0)
+    bounded = Tenant("bounded", max_share=0.5)
+    idle = open_calls(lobby, one_evaluation, 5, messages=[b"x"], method="EvaluateStream", tenant=bounded)
+    await steps()
+    # Until what came has been looked at for the last time.
+    await asyncio.sleep(2 * RESOLUTION_S)
+    assert len(lobby.idle) == len(idle)
+    async with asyncio.timeout(WAIT_S):
+        await reserve_for(lobby.budget, bounded, 2 * MESSAGE_BYTES)
+    assert [task.done() for task in idle].count(True) == 2
+    for task in idle:
+        task.cancel()
 
 
 @in_loop

@@ -53,13 +53,14 @@ class Stalls:
         for wait in self._stalled():
             # Where nothing is lacking a tenant's own share is full, and one of its calls after the other goes.
             if lacking <= 0 and self._leaving:
-                return
+                break
             call: Holder = wait.owner
             if call.reservation.byte_count and self._budget.is_wanted(call.reservation.share):
                 self._leaving.add(call)
                 lacking -= call.reservation.byte_count
                 call.makes_room = True
                 wait.end()
+        # Transfers are looked at anyway, as long as there are any.
         if self._again is None and len(self._idle):
             self._again = asyncio.get_running_loop().call_later(IDLE_GRACE_S, self._make_room_again)
 
