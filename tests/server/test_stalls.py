@@ -168,6 +168,27 @@ async def test_a_stream_that_idles_makes_room_no_sooner_than_its_end_may_come_an
 
 
 @in_loop
+async def test_streams_that_never_idle_for_long_do_not_keep_others_out() -> None:
+    lobby = make_lobby(capacity_bytes=MESSAGE_BYTES, max_stall_s=0.0, max_wait_s=60.0)
+
+    class Brisk(FakeContext):
+        async def read(self) -> object:
+            await asyncio.sleep(IDLE_GRACE_S / 10)
+            return b"x"
+
+    async def evaluations(call: Call) -> None:
+        message = await call.receive()
+        while message is not None:
+            message = await call.receive_between_evaluations()
+
+    brisk = asyncio.ensure_future(make_call(lobby, Brisk(), "EvaluateStream").run(evaluations))
+    await asyncio.sleep(IDLE_GRACE_S)
+    assert await polite(lobby) == b"hello"
+    with pytest.raises(Aborted):
+        await brisk
+
+
+@in_loop
 async def test_as_many_streams_of_a_full_share_make_room_as_one_call_needs_though_nothing_comes_or_goes() -> None:
     lobby = make_lobby(capacity_bytes=10 * MESSAGE_BYTES, max_stall_s=0.0, max_wait_s=60.0)
     bounded = Tenant("bounded", max_share=0.5)

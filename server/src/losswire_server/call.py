@@ -33,6 +33,7 @@ from losswire_server.losses.faults import Fault, fault_of
 from losswire_server.metadata import check_metadata
 from losswire_server.metrics import Exemplar
 from losswire_server.reads import next_message
+from losswire_server.stalls import IDLE_GRACE_S
 from losswire_server.tasks import Caller
 from losswire_server.tenants import Tenant
 from losswire_server.tracing import CallTrace
@@ -88,6 +89,8 @@ class Call:
         self._admit_s = 0.0
         # How long it has waited for its caller since messages brought `LEAST_BYTES`, and what they have brought.
         self._waited_s, self._brought_bytes = 0.0, 0
+        # Of its next wait between two evaluations, what counts as waited before.
+        self._idled_s = 0.0
         self._identity: Identity | None = None
         self._context = context
         self._metrics = lobby.metrics
@@ -217,10 +220,12 @@ class Call:
         if self.lobby.draining:
             raise DrainingError
         limit = time.monotonic() + self.lobby.config.idle_timeout_s
-        with self.lobby.idle.until(limit, self._idle_too_long, self):
+        with self.lobby.idle.until(limit, self._idle_too_long, self, self._idled_s):
             message = await next_message(self._context)
         if message is None:
             return None
+        # Who went on once is not about to end, and would keep others out for ever by never idling for as long.
+        self._idled_s = IDLE_GRACE_S
         self.began_at = time.monotonic()
         self._count(self._metrics.received_bytes, message)
         return message

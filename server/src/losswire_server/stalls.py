@@ -3,8 +3,8 @@
 A call that waits for a message holds room for the largest one, since nobody can tell what will come, or whether
 anything will: 126 callers that open a call and fall silent hold the whole default budget, and so do as many streams
 that idle between two evaluations. That is no harm while nobody else wants the bytes. When someone does, the stream that
-has idled longest ends, if for more than `IDLE_GRACE_S`, and else the call whose caller has kept it waiting longest, if
-for more than `max_stall_s`.
+has idled longest ends, and else the call whose caller has kept it waiting longest, if for more than `max_stall_s`.
+After its first evaluation a stream has `IDLE_GRACE_S` in any case.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from losswire_server.admission import ByteBudget, Reservation
 from losswire_server.waits import Wait, Waits
 
 IDLE_GRACE_S: Final = 0.05
-"""How long a stream may idle in any case: its caller may have had all it wanted, and the end of it be on its way."""
+"""How long a stream may idle after its first evaluation: that may be all its caller wanted, and its end on its way."""
 
 
 class Holder(Protocol):
