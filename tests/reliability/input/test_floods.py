@@ -105,7 +105,7 @@ def connected(address: str) -> socket.socket:
     while True:
         try:
             return socket.create_connection((host, int(port)), timeout=10)
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ConnectionResetError):
             assert time.monotonic() < deadline, "the port stays closed"
             time.sleep(0.02)
 
