@@ -311,7 +311,7 @@ def test_rotations_of_everything_cost_no_call(
     of_age = [error for error in failures if "max_age" in str(error)]
     calls, slowest = sum(caller.calls for caller in callers), max(delays)
     assert [error for error in failures if error not in of_age] == []
-    assert len(of_age) <= calls / 1000
+    assert len(of_age) <= max(3, calls / 1000)
     assert calls > 10 * rotations
     figure(
         "S4",
