@@ -308,7 +308,12 @@ class Call:
             except Exception as error:
                 refusal = self._explain(error)
             # Not before the handlers are left, or what they handle would be kept as well.
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if self._has_given_up else refusal.code
+            _let_go_of_frames(refusal)
+            if self._has_given_up:
+                # gRPC is about to end the call, and keeps what it cannot send.
+                code = grpc.StatusCode.DEADLINE_EXCEEDED
+                raise asyncio.CancelledError
+            code = refusal.code
             await self._abort(refusal)
         finally:
             self.caller.gone = True
@@ -361,12 +366,6 @@ class Call:
         return self.caller.deadline <= time.monotonic() and self._context.time_remaining() is not None
 
     async def _abort(self, error: ServiceError) -> NoReturn:
-        # gRPC keeps what it raises to end a call, and what can be reached from there, until Python looks for cycles.
-        # The frames that raised this error have the message that the call read, whose bytes go back to the budget now.
-        error.__traceback__ = error.__cause__ = error.__context__ = None
-        if self._has_given_up:
-            # gRPC is about to end the call, and keeps what it cannot send.
-            raise asyncio.CancelledError
         self._metrics.refused(error.rejection)
         try:
             async with asyncio.timeout(ABORT_TIMEOUT_S):
@@ -375,3 +374,12 @@ class Call:
             # The status stands behind a message that the caller does not take, or the caller is gone.
             raise asyncio.CancelledError from None
         raise AssertionError("abort raises")
+
+
+def _let_go_of_frames(error: ServiceError) -> None:
+    """Forget where an error was raised.
+
+    gRPC keeps what it raises to end a call, and what can be reached from there, until Python looks for cycles. The
+    frames that raised this error have the message that the call read, whose bytes go back to the budget now.
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None
