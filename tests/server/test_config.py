@@ -9,14 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from losswire import v1
 from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.config.loading import ConfigError, load_config, unread_variables
 from losswire_server.config.settings import MAX_BYTES, MIB, Config
-from losswire_server.info import server_info
-from losswire_server.plan import output_number
 
 FIELDS = sorted(Config.model_fields)
 
@@ -369,36 +365,6 @@ def test_help_tells_every_setting_with_its_default_and_what_it_is(capsys: pytest
         assert described in text, name
         if field.default not in {None, True, False}:
             assert f"(default:{field.default})" in text.partition(described)[2][:80], name
-
-
-def test_the_largest_settings_fit_the_fields_of_info() -> None:
-    config = load_config(
-        [
-            *(f"--{name}={MAX_BYTES}" for name in ("max-inflight-bytes", "max-stored-bytes")),
-            f"--max-evaluation-bytes={MAX_BYTES // 2}",
-            f"--max-waiting-calls={2**20}",
-        ]
-    )
-    limits = server_info(config, torch.device("cpu"), "reference").limits
-    assert (limits.inflight_bytes, limits.waiting_calls) == (MAX_BYTES, 2**20)
-
-
-def test_info_describes_what_the_server_accepts() -> None:
-    info = server_info(load_config(["--body-timeout-s=12.5"]), torch.device("cpu"), "reference")
-    assert (info.device, info.backend, info.torch_version) == ("cpu", "reference", torch.__version__)
-    assert info.limits.body_timeout_s == 12.5
-    assert info.threads == torch.get_num_threads()
-    assert output_number("entropy") in info.outputs
-
-
-def test_info_tells_every_limit() -> None:
-    flags = ["--max-wait-s=2.5", "--idle-timeout-s=7", "--default-deadline-s=8", "--max-connection-age-s=9"]
-    limits = server_info(load_config(flags), torch.device("cpu"), "reference").limits
-    told = {field.name for field, _ in limits.ListFields()}
-    assert told == set(v1.Limits.DESCRIPTOR.fields_by_name)
-    times = (limits.wait_s, limits.idle_timeout_s, limits.default_deadline_s, limits.connection_age_s)
-    assert times == (2.5, 7.0, 8.0, 9.0)
-    assert limits.message_bytes + limits.surrounding_bytes == MESSAGE_BYTES
 
 
 @pytest.mark.parametrize("names", ["two words", "fine,other"])

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_requests import reason_of
+from wire_format import delimited, number, varint
 
 from losswire.v1 import (
     CrossEntropyOptions,
@@ -22,7 +23,6 @@ from losswire.v1 import (
     PutTensorRequest,
     Tensor,
     TensorHeader,
-    framing,
 )
 from losswire_server.errors import InvalidRequestError
 from losswire_server.frames import (
@@ -44,25 +44,6 @@ DECODERS: dict[str, Callable[[memoryview], object]] = {
 EVERY_DECODER = pytest.mark.parametrize("decode", DECODERS.values(), ids=DECODERS)
 DIFFERENTIAL = settings(max_examples=300, deadline=None, derandomize=True)
 _T = TypeVar("_T")
-
-# A wire format of our own: the one under test must not write what it then reads.
-
-
-def varint(value: int) -> bytes:
-    encoded = b""
-    while value > 127:
-        encoded += bytes([value % 128 + 128])
-        value //= 128
-    return encoded + bytes([value])
-
-
-def number(field: int, value: int) -> bytes:
-    return varint(field * 8) + varint(value % 2**64)
-
-
-def delimited(field: int, data: bytes) -> bytes:
-    return varint(field * 8 + 2) + varint(len(data)) + data
-
 
 UNKNOWN = st.one_of(
     st.builds(number, st.integers(100, 5000), st.integers(0, 2**64 - 1)),
@@ -363,55 +344,3 @@ def test_a_header_or_request_in_the_midst_of_an_evaluation_is_out_of_order(frame
     with pytest.raises(InvalidRequestError) as caught:
         decode_chunk(memoryview(frame.SerializeToString()))
     assert reason_of(caught.value) == "FRAME_OUT_OF_ORDER"
-
-
-TINY = number(7, 1)
-MILLIONS_OF_FIELDS = TINY * (4 * 1024 * 1024 // len(TINY))
-
-
-@pytest.mark.parametrize(
-    ("decode", "within"),
-    [
-        (decode_request, []),
-        (decode_request, [1]),
-        (decode_first_frame, []),
-        (decode_first_frame, [1]),
-        (decode_first_frame, [1, 1]),
-        (decode_first_frame, [5, 2]),
-        (decode_chunk, []),
-        (decode_put_tensor, [1]),
-    ],
-)
-def test_a_message_of_millions_of_tiny_fields_is_refused_after_few_of_them(
-    decode: Callable[[memoryview], object], within: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    message = MILLIONS_OF_FIELDS
-    for field in reversed(within):
-        message = delimited(field, message)
-    read = 0
-    original = framing._decode_varint
-
-    def counting(message: memoryview, position: int) -> tuple[int, int]:
-        nonlocal read
-        read += 1
-        return original(message, position)
-
-    monkeypatch.setattr(framing, "_decode_varint", counting)
-    with pytest.raises(InvalidRequestError) as caught:
-        decode(memoryview(message))
-    assert reason_of(caught.value) == "MALFORMED_MESSAGE"
-    assert read < 1000
-
-
-@pytest.mark.parametrize("decode", [decode_request, decode_put_tensor])
-def test_what_surrounds_the_tensors_is_bounded_in_bytes_too(decode: Callable[[memoryview], object]) -> None:
-    with pytest.raises(InvalidRequestError):
-        decode(memoryview(delimited(100, bytes(65 * 1024))))
-    decode(memoryview(delimited(100, bytes(63 * 1024))))
-
-
-def test_a_packed_shape_of_millions_of_axes_is_refused_unread() -> None:
-    tensor = delimited(1, bytes(4 * 1024 * 1024))
-    with pytest.raises(InvalidRequestError) as caught:
-        decode_request(memoryview(delimited(1, tensor)))
-    assert reason_of(caught.value) == "MALFORMED_MESSAGE"

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from losswire import v1
 from losswire.v1 import GetInfoResponse
-from losswire_server.info import identity
+from losswire.v1.framing import MESSAGE_BYTES
+from losswire_server.config.loading import load_config
+from losswire_server.config.settings import MAX_BYTES
+from losswire_server.info import identity, server_info
 from losswire_server.losses.cpu import Cpu, available_instruction_sets
+from losswire_server.plan import output_number
 
 INFO = GetInfoResponse(
     version="0.1.0",
@@ -50,3 +56,33 @@ def test_what_decides_no_bit_does_not_decide_the_identity() -> None:
 def test_each_compiled_kernel_has_a_name_of_its_own() -> None:
     kernels = {Cpu(name).kernel for name in available_instruction_sets()}
     assert len(kernels) == len(available_instruction_sets())
+
+
+def test_the_largest_settings_fit_the_fields_of_info() -> None:
+    config = load_config(
+        [
+            *(f"--{name}={MAX_BYTES}" for name in ("max-inflight-bytes", "max-stored-bytes")),
+            f"--max-evaluation-bytes={MAX_BYTES // 2}",
+            f"--max-waiting-calls={2**20}",
+        ]
+    )
+    limits = server_info(config, torch.device("cpu"), "reference").limits
+    assert (limits.inflight_bytes, limits.waiting_calls) == (MAX_BYTES, 2**20)
+
+
+def test_info_describes_what_the_server_accepts() -> None:
+    info = server_info(load_config(["--body-timeout-s=12.5"]), torch.device("cpu"), "reference")
+    assert (info.device, info.backend, info.torch_version) == ("cpu", "reference", torch.__version__)
+    assert info.limits.body_timeout_s == 12.5
+    assert info.threads == torch.get_num_threads()
+    assert output_number("entropy") in info.outputs
+
+
+def test_info_tells_every_limit() -> None:
+    flags = ["--max-wait-s=2.5", "--idle-timeout-s=7", "--default-deadline-s=8", "--max-connection-age-s=9"]
+    limits = server_info(load_config(flags), torch.device("cpu"), "reference").limits
+    told = {field.name for field, _ in limits.ListFields()}
+    assert told == set(v1.Limits.DESCRIPTOR.fields_by_name)
+    times = (limits.wait_s, limits.idle_timeout_s, limits.default_deadline_s, limits.connection_age_s)
+    assert times == (2.5, 7.0, 8.0, 9.0)
+    assert limits.message_bytes + limits.surrounding_bytes == MESSAGE_BYTES

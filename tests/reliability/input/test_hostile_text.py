@@ -14,6 +14,7 @@ import pytest
 from raw_calls import SERVICE, RawChannel
 from raw_http2 import Http2, grpc_message, headers_of
 from servers import COMMAND, RunningServer, start_server
+from wire_format import varint
 
 from losswire.v1 import EvaluateRequest, EvaluateStreamRequest, PutTensorRequest, Tensor
 
@@ -46,23 +47,15 @@ def messages(text: str) -> Iterator[tuple[str, bytes]]:
     label = Tensor(shape=[1], dtype=9, data=bytes(8))  # type: ignore[arg-type]
     run = EvaluateRequest(logits=logits, class_indices=label, run=data.decode(errors="replace")).SerializeToString()
     yield "Evaluate", run
-    yield "EvaluateStream", b"\x2a" + _varint(len(run)) + run
+    yield "EvaluateStream", b"\x2a" + varint(len(run)) + run
     yield "Evaluate", EvaluateRequest(logits=logits, class_indices=label, weight_digest=data).SerializeToString()
     other = Tensor(shape=[1, 2], dtype=3, data=data)  # type: ignore[arg-type]
     yield "Evaluate", EvaluateRequest(logits=other, class_indices=label).SerializeToString()
     yield "Evaluate", data
     # A string of protobuf's that is no UTF-8.
-    yield "Evaluate", b"\x3a" + _varint(len(data[:100]) + 1) + data[:100] + b"\xff"
+    yield "Evaluate", b"\x3a" + varint(len(data[:100]) + 1) + data[:100] + b"\xff"
     yield "PutTensor", PutTensorRequest(tensor=Tensor(shape=[3], dtype=3, data=data)).SerializeToString()  # type: ignore[arg-type]
     yield "EvaluateStream", EvaluateStreamRequest(logits=data).SerializeToString()
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*encoded, value])
 
 
 BUGS = {None, grpc.StatusCode.UNKNOWN.value[0], grpc.StatusCode.INTERNAL.value[0]}
