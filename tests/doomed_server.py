@@ -12,6 +12,11 @@ VARIABLE = "REPLIES"
 """Environment variable with how many there are."""
 
 
+def after(replies: int) -> dict[str, Any]:
+    """What has `start_server` start such a server."""
+    return {"command": (sys.executable, __file__), "variables": {VARIABLE: str(replies)}}
+
+
 def main() -> int:
     """Run the command until then."""
     from losswire_server.call import Call

@@ -45,8 +45,7 @@ def lines_of(process: subprocess.Popen[str]) -> list[str]:
 
 def lines_through_a_kill(folder: Path, replies: int, *arguments: str) -> list[str]:
     """What an example prints whose server is killed after so many replies, and started again where it was."""
-    doomed = (sys.executable, doomed_server.__file__)
-    server = start_server(folder, command=doomed, variables={doomed_server.VARIABLE: str(replies)})
+    server = start_server(folder, **doomed_server.after(replies))
     process = run(*arguments, f"--server={server.address}")
     try:
         while server.process.poll() is None:
