@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from losswire import Tls
 from losswire.channels import Endpoint
@@ -93,7 +94,7 @@ def test_files_that_vanish_between_two_looks_leave_everything_as_it_is(
     made: list[Channel], files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ca = tmp_path / "ca.pem"
-    ca.write_bytes(b"")
+    ca.write_bytes(trustme.CA().cert_pem.bytes())
     connections = Connections(Endpoint("localhost:1", tls=Tls(ca=ca)), 1, Channel, Channel.close)
     ca.unlink()
     files.new = True

@@ -17,6 +17,8 @@ from scripted_server import FakeServer, Step, evaluated, fail, result_message, s
 
 import losswire
 from losswire import RetryPolicy, Tls, v1
+from losswire.channels import Endpoint
+from losswire.connections import Connections
 from losswire.credential_files import LOOK_S, CertificateFiles, TokenFile
 
 BATCH = np.zeros((3, 5), np.float32), np.zeros(3, np.int64)
@@ -111,22 +113,88 @@ def test_what_was_written_just_now_is_left_to_settle(tmp_path: Path, authority: 
     assert files.are_new()
 
 
-def test_what_cannot_be_used_is_told_once_and_left_alone(
-    files: CertificateFiles, clock: Clock, tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture
+def test_the_files_are_read_as_they_are_by_part(files: CertificateFiles, tmp_path: Path) -> None:
+    named = {"certificate": "client.pem", "key": "client.key", "ca": "ca.pem"}
+    assert files.read() == {part: (tmp_path / name).read_bytes() for part, name in named.items()}
+
+
+def test_a_certificate_is_never_read_with_the_key_of_another(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """All files are swapped at once, as Kubernetes does, each time that one of them was read."""
+    versions = [tmp_path / name for name in ("first", "second", "third")]
+    for folder in versions:
+        folder.mkdir()
+        write_pair(folder, authority, "worker.example")
+    (tmp_path / "data").symlink_to(versions[0])
+    coming = iter(versions[1:])
+    read_bytes = Path.read_bytes
+
+    def then_swapped(path: Path) -> bytes:
+        content = read_bytes(path)
+        for folder in coming:
+            (tmp_path / "next").symlink_to(folder)
+            (tmp_path / "next").replace(tmp_path / "data")
+            break
+        return content
+
+    files = CertificateFiles(tmp_path / "data" / "client.pem", tmp_path / "data" / "client.key")
+    monkeypatch.setattr(Path, "read_bytes", then_swapped)
+    held = files.read()
+    monkeypatch.undo()
+    last = versions[-1]
+    assert held == {"certificate": (last / "client.pem").read_bytes(), "key": (last / "client.key").read_bytes()}
+
+
+def test_half_a_pair_that_was_written_just_now_is_waited_for(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pair(tmp_path, authority, "worker.example")
+    pem, key = authority.issue("worker.example")
+    (tmp_path / "client.pem").write_bytes(pem)
+    monkeypatch.setattr("time.sleep", lambda seconds: (tmp_path / "client.key").write_bytes(key))
+    now = (tmp_path / "client.pem").stat().st_mtime
+    files = CertificateFiles(tmp_path / "client.pem", tmp_path / "client.key", wall_clock=lambda: now)
+    assert files.read() == {"certificate": pem, "key": key}
+
+
+@pytest.mark.parametrize("broken", ["client.key", "client.pem", "ca.pem"])
+def test_files_that_cannot_be_used_are_named(files: CertificateFiles, tmp_path: Path, broken: str) -> None:
+    (tmp_path / broken).write_bytes(b"no PEM at all")
+    part = "ca" if broken == "ca.pem" else "certificate"
+    what = rf"ca {tmp_path / 'ca.pem'}" if part == "ca" else rf"certificate {tmp_path}/.* and key {tmp_path}/.*"
+    with pytest.raises(losswire.InvalidArgumentError, match=rf"{what} cannot be used: .*; expected .*PEM") as caught:
+        files.read()
+    assert caught.value.field == part
+
+
+def test_files_that_cannot_be_used_are_told_of_once_and_those_before_stay(
+    tmp_path: Path,
+    authority: Authority,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write_pair(tmp_path, authority, "worker.example")
+    files = CertificateFiles(
+        tmp_path / "client.pem", tmp_path / "client.key", clock=clock, wall_clock=lambda: time.time() + 60
+    )
+    monkeypatch.setattr(Tls, "files", lambda self: files)
+    opened: list[object] = []
+    tls = Tls(certificate=tmp_path / "client.pem", key=tmp_path / "client.key")
+    connections = Connections(Endpoint("localhost:1", tls=tls), 1, lambda *_: opened.append(object()), lambda _: None)
     (tmp_path / "client.key").write_bytes(Authority().issue("other.example")[1])
     with caplog.at_level(logging.WARNING, "losswire"):
         for _ in range(3):
             clock.look()
-            assert not files.are_new()
+            connections.give_back(connections.take())
+    assert len(opened) == 1
     assert len(caplog.messages) == 1
-    assert "those from before stay in use" in caplog.messages[0]
-    (tmp_path / "client.pem").unlink()
-    clock.look()
-    assert not files.are_new()
+    assert "those from before stay in use: certificate" in caplog.messages[0]
     write_pair(tmp_path, authority, "worker.example")
     clock.look()
-    assert files.are_new()
+    connections.take()
+    assert len(opened) == 2
 
 
 def test_without_files_nothing_is_new(clock: Clock) -> None:
@@ -224,6 +292,11 @@ class SwappedServer:
         return noted
 
 
+def at_one_address(server: FakeServer) -> str:
+    """The target of a server without a second address: of localhost gRPC tries ::1 too, and tells what failed last."""
+    return f"ipv4:127.0.0.1:{server.port}"
+
+
 @pytest.fixture
 def demanding(authority: Authority) -> Iterator[SwappedServer]:
     made = SwappedServer(authority)
@@ -269,10 +342,11 @@ def test_a_failed_handshake_is_not_tried_again_with_the_same_certificates(
     ca, stranger = Authority().pem, Authority().issue("localhost")
     (tmp_path / "ca.pem").write_bytes(ca)
     server = FakeServer(grpc.ssl_server_credentials([stranger[::-1]]))
-    client = connect(server.target, tls=Tls(ca=tmp_path / "ca.pem" if from_file else ca))
+    tls = Tls(ca=tmp_path / "ca.pem" if from_file else ca, server_name="localhost")
+    client = connect(at_one_address(server), tls=tls)
     try:
         for _ in range(30):
-            with pytest.raises(losswire.UnavailableError, match=r"TLS handshake with localhost:.* failed") as caught:
+            with pytest.raises(losswire.UnavailableError, match=r"TLS handshake with ipv4:.* failed") as caught:
                 client.cross_entropy(*BATCH)
             assert caught.value.retry_forbidden
     finally:
@@ -297,7 +371,8 @@ def test_a_failed_handshake_is_tried_again_when_the_files_change(
 
 
 def test_a_server_that_wants_another_certificate_is_explained(demanding: SwappedServer, connect: Any) -> None:
-    client = connect(demanding.server.target, tls=Tls(ca=Authority().pem), retry=RetryPolicy(max_attempts=1))
+    tls = Tls(ca=Authority().pem, server_name="localhost")
+    client = connect(at_one_address(demanding.server), tls=tls, retry=RetryPolicy(max_attempts=1))
     with pytest.raises(losswire.UnavailableError, match="handshake"):
         client.cross_entropy(*BATCH)
 

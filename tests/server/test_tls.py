@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -41,21 +42,30 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in (*contents, "absent")}
 
 
-def tls(files: dict[str, Path], certificate: str, key: str, client_ca: str | None = None) -> Tls:
+def tls(
+    files: dict[str, Path],
+    certificate: str,
+    key: str,
+    client_ca: str | None = None,
+    tell_expiries: Callable[[Mapping[str, float]], None] = lambda moments: None,
+) -> Tls:
     paths = {"tls_certificate": files[certificate], "tls_key": files[key]}
-    made = Tls.of(Config.model_validate(paths | ({"tls_client_ca": files[client_ca]} if client_ca else {})))
+    config = Config.model_validate(paths | ({"tls_client_ca": files[client_ca]} if client_ca else {}))
+    made = Tls.of(config, tell_expiries)
     assert made is not None
     return made
 
 
 def test_without_a_certificate_there_is_no_tls() -> None:
-    assert Tls.of(Config.model_validate({})) is None
+    assert Tls.of(Config.model_validate({}), lambda moments: None) is None
 
 
 @pytest.mark.parametrize("client_ca", [None, "ca"])
 def test_a_certificate_and_its_key_give_credentials(files: dict[str, Path], client_ca: str | None) -> None:
     made = tls(files, "certificate", "key", client_ca)
-    assert set(made.read()) == {files[name] for name in ("certificate", "key", client_ca) if name}
+    reading = made.read()
+    assert set(reading.paths) == {files[name] for name in ("certificate", "key", client_ca) if name}
+    reading.put_in_force()
     assert isinstance(made.credentials(), grpc.ServerCredentials)
 
 
@@ -105,7 +115,9 @@ def test_of_the_certificates_of_a_file_the_first_to_expire_counts(files: dict[st
     chain.write_bytes(b"".join(each.cert_chain_pems[0].bytes() for each in certificates))
     files = {**files, "key": tmp_path / "key.pem"}
     certificates[0].private_key_pem.write_to_path(files["key"])
-    made = tls({**files, "chain": chain}, "chain", "key", "ca")
-    made.read()
-    assert made.expiries.keys() == {"tls_certificate", "tls_client_ca"}
-    assert made.expiries["tls_certificate"] == first.timestamp()
+    told: dict[str, float] = {}
+    reading = tls({**files, "chain": chain}, "chain", "key", "ca", told.update).read()
+    assert not told
+    reading.put_in_force()
+    assert told.keys() == {"tls_certificate", "tls_client_ca"}
+    assert told["tls_certificate"] == first.timestamp()

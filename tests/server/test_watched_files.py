@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from losswire_server.metrics import Metrics
-from losswire_server.watched_files import WatchedFiles
+from losswire_server.watched_files import Reading, WatchedFiles
 
 WAIT_S = 30
 
@@ -22,24 +22,41 @@ class NotForUseError(Exception):
 
 
 class Reader:
-    """Reads a file, and those that it names; keeps what it read."""
+    """Reads a file, and those that it names; keeps what was put in force.
+
+    Attributes:
+        meanwhile: What happens each time once the file was read.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.held: list[str] = []
         self.attempts = 0
+        self.meanwhile: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
 
-    def __call__(self) -> Collection[Path]:
+    def __call__(self) -> Reading:
         with self._changed:
             self.attempts += 1
             self._changed.notify_all()
             text = self.path.read_text()
+            self.meanwhile()
             if text.startswith("bad"):
                 raise NotForUseError("it is bad\nthrough and through")
             others = [self.path.parent / name for name in text.split("+")[1:]]
-            self.held.append("+".join([text, *(each.read_text() for each in others)]))
-            return [self.path, *others]
+            said = "+".join([text, *(each.read_text() for each in others)])
+            return Reading([self.path, *others], lambda: self._keep(said))
+
+    def _keep(self, said: str) -> None:
+        with self._changed:
+            self.held.append(said)
+            self._changed.notify_all()
+
+    def replace(self, text: str) -> None:
+        """Put another file in its place, whole at once."""
+        other = self.path.with_name("other")
+        other.write_text(text)
+        other.replace(self.path)
 
     def replace(self, text: str) -> None:
         """Give the file other content, of which no look can see a part: one that is written is empty at first."""
@@ -128,7 +145,25 @@ def test_a_link_that_is_swapped_as_kubernetes_does_is_followed(tmp_path: Path, w
     (tmp_path / "..data_tmp").symlink_to("2")
     (tmp_path / "..data_tmp").replace(tmp_path / "..data")
     reader.wait_for("version 2")
-    assert reader.held == ["version 1", "version 1", "version 2"]
+    assert reader.held == ["version 1", "version 2"]
+
+
+@pytest.mark.parametrize("second", ["second", "bad"])
+def test_what_changes_while_it_is_read_is_not_put_in_force_nor_a_fault(
+    reader: Reader, metrics: Metrics, second: str
+) -> None:
+    changes = iter(["third", "fourth"])
+
+    def change() -> None:
+        for text in changes:
+            reader.replace(text)
+            return
+
+    reader.meanwhile = change
+    reader.replace(second)
+    reader.wait_for("fourth")
+    assert reader.held == ["first", "fourth"]
+    assert counted(metrics, "failed") == 0
 
 
 def test_what_a_file_names_is_watched_too(reader: Reader, tmp_path: Path) -> None:

@@ -89,9 +89,10 @@ class Tls:
         """What gRPC wants, of the files as they are now.
 
         Raises:
-            InvalidArgumentError: if one of them cannot be read.
+            InvalidArgumentError: if one of them cannot be read or used.
         """
-        ca, key, certificate = (_read_pem(name, getattr(self, name)) for name in ("ca", "key", "certificate"))
+        held = self.files().read()
+        ca, key, certificate = (held.get(name, getattr(self, name)) for name in ("ca", "key", "certificate"))
         return grpc.ssl_channel_credentials(ca, key, certificate)
 
     def files(self) -> CertificateFiles:
@@ -231,15 +232,3 @@ def _current(token: Token | None) -> Callable[[], str] | None:
 
 def _path(pem: Pem | None) -> Path | None:
     return None if pem is None or isinstance(pem, bytes) else Path(pem)
-
-
-def _read_pem(name: str, pem: Pem | None) -> bytes | None:
-    if pem is None or isinstance(pem, bytes):
-        return pem
-    try:
-        return Path(pem).read_bytes()
-    except OSError as error:
-        why = error.strerror or error
-        raise InvalidArgumentError(
-            f"{name} cannot be read from {pem}: {why}; expected a PEM file", field=name
-        ) from error

@@ -104,8 +104,8 @@ class Connections(Generic[_Channel]):
             return
         try:
             renewed = self._open()
-        except InvalidArgumentError as error:  # They have changed once more.
-            _log.warning("certificates cannot be read, those from before stay in use: %s", error)
+        except InvalidArgumentError as error:
+            _log.warning("certificates are not renewed, those from before stay in use: %s", error)
             return
         with self._lock:
             former, self._current = self._current, renewed

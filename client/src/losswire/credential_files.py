@@ -6,11 +6,11 @@ tokens, cert-manager, SPIFFE helpers. So files are looked at again, and what the
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,9 +19,10 @@ from losswire.errors import InvalidArgumentError
 LOOK_S: Final = 0.5
 """How often the files of certificates are looked at, at most, and for how long they must have stayed as they are."""
 
-_Stat = tuple[int, ...] | None
+_AGAIN_S: Final = 0.02
+"""How soon files that were caught while others replace them are read once more."""
 
-_log = logging.getLogger("losswire")
+_Stat = tuple[int, ...] | None
 
 
 class TokenFile:
@@ -59,7 +60,7 @@ class TokenFile:
 
 
 class CertificateFiles:
-    """Tells when the files of a client's certificates hold something new. Safe to use from several threads.
+    """The files of a client's certificates, and when they hold something new. Safe to use from several threads.
 
     Args:
         certificate: The client's certificate chain, where it is a file.
@@ -78,49 +79,62 @@ class CertificateFiles:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._pair = (certificate, key) if certificate is not None and key is not None else None
-        self._ca = ca
-        self._paths: Sequence[Path] = [path for path in (certificate, key, ca) if path is not None]
+        parts = {"certificate": certificate, "key": key, "ca": ca}
+        self._paths = {name: path for name, path in parts.items() if path is not None}
         self._clock, self._wall_clock = clock, wall_clock
-        self._used = self._refused = self._stats()
+        self._seen = self._stats()
         self._next_look = clock() + LOOK_S
         self._looking = threading.Lock()
 
     def have_changed(self) -> bool:
-        """Whether the files differ from those in use, though it may be too early to use them."""
-        return self._stats() not in (self._used, self._refused)
+        """Whether the files differ from those that were looked at last, though it may be too early to use them."""
+        return self._stats() != self._seen
 
     def are_new(self) -> bool:
-        """Whether there is something new to use. It says so once.
-
-        What is half written is waited for, and what cannot be used is left alone, with a warning in the log: what was
-        used before goes on to be.
-        """
+        """Whether there is something new to read. It says so once. What is half written is waited for."""
         if not self._paths or self._clock() < self._next_look or not self._looking.acquire(blocking=False):
             return False
         try:
             self._next_look = self._clock() + LOOK_S
             now = self._stats()
-            if now in (self._used, self._refused) or not self._has_settled(now):
+            if now == self._seen or not self._has_settled(now):
                 return False
-            try:
-                self._check()
-            except OSError as error:
-                self._refused = now
-                _log.warning("certificates cannot be used, those from before stay in use: %s", error)
-                return False
-            self._used = now
+            self._seen = now
             return True
         finally:
             self._looking.release()
 
+    def read(self) -> dict[str, bytes]:
+        """What the files hold, by argument: all of one moment, and such that a handshake can use it.
+
+        Files that change meanwhile are read again: the certificate of one version with the key of the next is none.
+
+        Raises:
+            InvalidArgumentError: if one of them cannot be read or used.
+        """
+        while True:
+            before = self._stats()
+            try:
+                held = {name: _read(name, path) for name, path in self._paths.items()}
+                self._check()
+            except InvalidArgumentError:
+                if before == self._stats() and self._has_settled(before):
+                    raise
+                time.sleep(_AGAIN_S)
+            else:
+                if before == self._stats():
+                    return held
+
     def _check(self) -> None:
         # gRPC would tell only by failed handshakes.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        if self._pair is not None:
-            context.load_cert_chain(*self._pair, password="")  # nosec B106
-        if self._ca is not None:
-            context.load_verify_locations(self._ca)
+        paths = self._paths
+        if "certificate" in paths and "key" in paths:
+            with _named("certificate", f"certificate {paths['certificate']} and key {paths['key']}"):
+                context.load_cert_chain(paths["certificate"], paths["key"], password="")  # nosec B106
+        if "ca" in paths:
+            with _named("ca", f"ca {paths['ca']}"):
+                context.load_verify_locations(paths["ca"])
 
     def _has_settled(self, stats: Sequence[_Stat]) -> bool:
         """Whether no file changed just now: a certificate and its key are written one after the other."""
@@ -128,7 +142,26 @@ class CertificateFiles:
         return all(stat is None or abs(now - stat[-1] / 1e9) >= LOOK_S for stat in stats)
 
     def _stats(self) -> list[_Stat]:
-        return [_stat(path) for path in self._paths]
+        return [_stat(path) for path in self._paths.values()]
+
+
+def _read(name: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        why = error.strerror or error
+        raise InvalidArgumentError(
+            f"{name} cannot be read from {path}: {why}; expected a PEM file", field=name
+        ) from error
+
+
+@contextlib.contextmanager
+def _named(field: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        expected = "PEM certificates" if field == "ca" else "a PEM certificate chain and its key, without a password"
+        raise InvalidArgumentError(f"{what} cannot be used: {error}; expected {expected}", field=field) from error
 
 
 def _stat(path: Path) -> _Stat:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection
-from pathlib import Path
+from collections.abc import Callable
 from typing import Final
 
 import grpc
@@ -22,6 +21,7 @@ from losswire_server.device_loss import FLUSH_S, DeviceFailedError, DeviceLoss
 from losswire_server.engine import Engine
 from losswire_server.expected import parse_shapes
 from losswire_server.identity.files import read_gate
+from losswire_server.identity.gate import Gate
 from losswire_server.identity.policy import MethodTable
 from losswire_server.identity.settings import IdentityError
 from losswire_server.info import server_info
@@ -37,7 +37,7 @@ from losswire_server.run_counters import RunCounters
 from losswire_server.servicer import Servicer
 from losswire_server.tls import CertificateError, Tls
 from losswire_server.tracing import open_tracing
-from losswire_server.watched_files import WatchedFiles
+from losswire_server.watched_files import Reading, WatchedFiles
 from losswire_server.weights import WeightStore
 
 KEEP_SERVING_S: Final = 0.1
@@ -96,7 +96,7 @@ class Server:
         self._loop_delay = LoopDelay(self._loop, self._metrics.loop_delay.observe)
         self._spare_memory = SpareMemory(config.max_inflight_bytes + config.max_stored_bytes)
         self._files = WatchedFiles(self._metrics, (CertificateError, IdentityError))
-        self._tls = Tls.of(config)
+        self._tls = Tls.of(config, self._metrics.certificates_expire)
         self._read_files()
         self._share_port = share_port
         self._server = self._open_data_server()
@@ -218,25 +218,22 @@ class Server:
 
     def _read_files(self) -> None:
         """Read certificates and identities, now and whenever they change."""
-        tls, path = self._tls, self.config.identity
-        if tls is not None:
-
-            def read_tls() -> Collection[Path]:
-                paths = tls.read()
-                self._metrics.certificates_expire(tls.expiries)
-                return paths
-
-            self._files.add("tls", read_tls)
+        path = self.config.identity
+        if self._tls is not None:
+            self._files.add("tls", self._tls.read)
         if path is not None:
 
-            def read_identity() -> Collection[Path]:
-                self._lobby.gate, paths = read_gate(path, self.config)
-                tenants = self._lobby.gate.settings.tenant_weights
-                self._weights.forget_all_but(tenants)
-                self._metrics.runs.divide(tenants)
-                return paths
+            def read_identity() -> Reading:
+                gate, paths = read_gate(path, self.config)
+                return Reading(paths, lambda: self._let_in_by(gate))
 
             self._files.add("identity", read_identity)
+
+    def _let_in_by(self, gate: Gate) -> None:
+        tenants = gate.settings.tenant_weights
+        self._lobby.gate = gate
+        self._weights.forget_all_but(tenants)
+        self._metrics.runs.divide(tenants)
 
     def _bind_data(self, listen: str) -> str:
         try:

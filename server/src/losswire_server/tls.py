@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Collection
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +11,7 @@ import grpc
 from cryptography import x509
 
 from losswire_server.config.settings import Config
+from losswire_server.watched_files import Reading
 
 
 class CertificateError(Exception):
@@ -21,7 +22,7 @@ _NOTHING: Final = grpc.ssl_server_certificate_configuration([(b"", b"")])
 
 
 class Tls:
-    """What the data port shows and trusts in a handshake: always that of the files as `read` found them last.
+    """What the data port shows and trusts in a handshake: that of the last reading put in force.
 
     A connection keeps what it was made with; `max_connection_age_s` bounds for how long.
 
@@ -29,25 +30,30 @@ class Tls:
         certificate: PEM file with the server's certificate chain.
         key: PEM file with its key.
         client_ca: PEM file with the CAs of client certificates, which are then demanded; None for none.
-
-    Attributes:
-        expiries: When the first certificate of each file expires, in seconds of the Unix epoch, by setting.
+        tell_expiries: Told when the first certificate of each file in force expires, in seconds of the Unix epoch, by
+            setting.
     """
 
-    def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
+    def __init__(
+        self,
+        certificate: Path,
+        key: Path,
+        client_ca: Path | None,
+        tell_expiries: Callable[[Mapping[str, float]], None],
+    ) -> None:
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
-        self.expiries: dict[str, float] = {}
+        self._tell_expiries = tell_expiries
         self._current = self._shown = _NOTHING
 
     @classmethod
-    def of(cls, config: Config) -> Tls | None:
+    def of(cls, config: Config, tell_expiries: Callable[[Mapping[str, float]], None]) -> Tls | None:
         """That of the settings; None where TLS is off."""
         if config.tls_certificate is None or config.tls_key is None:
             return None
-        return cls(config.tls_certificate, config.tls_key, config.tls_client_ca)
+        return cls(config.tls_certificate, config.tls_key, config.tls_client_ca, tell_expiries)
 
-    def read(self) -> Collection[Path]:
-        """Read the files, show what they hold to clients that connect from now on, and return their paths.
+    def read(self) -> Reading:
+        """What the files hold, which clients that connect once it is in force are shown.
 
         Raises:
             CertificateError: if a file cannot be read, is not PEM, or the key is not the certificate's.
@@ -56,12 +62,16 @@ class Tls:
         _check(certificate, key, client_ca)
         paths = {"tls_certificate": certificate, "tls_client_ca": client_ca}
         expiries = {setting: _first_expiry(setting, path) for setting, path in paths.items() if path is not None}
-        self._current = grpc.ssl_server_certificate_configuration(
+        configuration = grpc.ssl_server_certificate_configuration(
             [(key.read_bytes(), certificate.read_bytes())],
             root_certificates=None if client_ca is None else client_ca.read_bytes(),
         )
-        self.expiries = expiries
-        return [path for path in (certificate, key, client_ca) if path is not None]
+
+        def put_in_force() -> None:
+            self._current = configuration
+            self._tell_expiries(expiries)
+
+        return Reading([path for path in (certificate, key, client_ca) if path is not None], put_in_force)
 
     def credentials(self) -> grpc.ServerCredentials:
         """What gRPC wants, once the files were read."""

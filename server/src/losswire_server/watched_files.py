@@ -2,13 +2,15 @@
 
 Certificates, keys and tokens' keys are replaced under a running server: renamed over, written in place, or swapped
 behind a symbolic link as Kubernetes does. All of that changes what `stat` says. What cannot be used is told once, and
-what was read before stays.
+what was read before stays. What is put in force is of one moment: never the certificate of one version with the key of
+the next.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +25,22 @@ certificate and its key, written one after the other, are read together."""
 RETRY_POLLS: Final = 8
 """How many looks later files that could not be used are tried once more: what they name may have come meanwhile."""
 
-Read = Callable[[], Collection[Path]]
-"""Reads files, puts what they say in force, and returns their paths. Raises, and changes nothing, where it cannot."""
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What files say.
+
+    Attributes:
+        paths: Those that were read.
+        put_in_force: Lets it count from now on.
+    """
+
+    paths: Collection[Path]
+    put_in_force: Callable[[], None]
+
+
+Read = Callable[[], Reading]
+"""Reads files and changes nothing. Raises where they cannot be used."""
 
 _Stat = tuple[int, ...] | None
 
@@ -100,7 +116,7 @@ class _Group:
     def __init__(self, name: str, read: Read) -> None:
         self.name = name
         self._read = read
-        self._paths: Collection[Path] = ()
+        self._paths: tuple[Path, ...] = ()
         self._loaded: list[_Stat] = []
         self._seen: list[_Stat] = []
         self._why: str | None = None
@@ -120,17 +136,23 @@ class _Group:
         return why != known
 
     def load(self) -> None:
-        """Read the files, and any others that they name."""
+        """Read the files, and any others that they name, until nothing changes meanwhile, and put them in force."""
         self._polls = 0
         while True:
-            # Before the files are read: what changes meanwhile is then seen the next time.
             self._loaded = self._stats()
-            paths = tuple(self._read())
-            if paths == self._paths:
+            try:
+                reading = self._read()
+            except Exception:
+                if self._stats() == self._loaded:
+                    raise
+                continue
+            if tuple(reading.paths) != self._paths:
+                # They name other files than before. Those are looked at first, and read once more.
+                self._paths = tuple(reading.paths)
+            elif self._stats() == self._loaded:
+                reading.put_in_force()
                 self._why = None
                 return
-            # They name other files than before. Those are looked at first, and read once more.
-            self._paths = paths
 
     def _stats(self) -> list[_Stat]:
         return [_stat(path) for path in self._paths]
