@@ -58,12 +58,6 @@ class Reader:
         other.write_text(text)
         other.replace(self.path)
 
-    def replace(self, text: str) -> None:
-        """Give the file other content, of which no look can see a part: one that is written is empty at first."""
-        other = self.path.with_name("other")
-        other.write_text(text)
-        other.replace(self.path)
-
     def wait_for(self, text: str) -> None:
         with self._changed:
             assert self._changed.wait_for(lambda: self.held[-1] == text, WAIT_S), self.held
