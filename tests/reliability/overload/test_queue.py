@@ -46,12 +46,18 @@ def counted(server: RunningServer, series: str) -> float:
 
 
 def test_what_would_come_too_late_is_refused_at_once_and_each_refusal_is_counted(slow: RunningServer) -> None:
-    [outcome] = open_loop.run(slow.address, [Source(500, BODY)], 2.0, 0.5)
+    # None gives up: of a connection with 64 calls that were left gRPC refuses the next by itself, which nobody counts.
+    [outcome] = open_loop.run(slow.address, [Source(500, BODY)], 2.0, 30.0)
     assert outcome.others == []
     assert outcome.answered_s
     assert outcome.shed_s
+    # Those that a busy machine lets come all at once find no room in memory either.
+    reasons = {
+        each: counted(slow, f'losswire_rejected_total{{reason="{each}"}}') for each in ("queue_full", "overloaded")
+    }
+    assert reasons["queue_full"] > 0
     # Whoever was kept by a busy machine until its time was up may have been refused in vain.
-    assert counted(slow, 'losswire_rejected_total{reason="queue_full"}') >= len(outcome.shed_s)
+    assert sum(reasons.values()) >= len(outcome.shed_s)
 
 
 def test_a_refusal_says_when_to_come_back(slow: RunningServer) -> None:
