@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from identities import AUDIENCE, ISSUER
+from identities import AUDIENCE, ISSUER, TokenIssuer, write_rules
 
 from losswire_server.config.settings import Config
 from losswire_server.identity.files import read_gate
@@ -287,7 +288,15 @@ def test_the_first_tenant_that_has_a_caller_is_the_callers(tmp_path: Path) -> No
 LOOPBACK, BEYOND = {"listen": "127.0.0.1:0"}, {"listen": "0.0.0.0:0", "insecure": True}
 TLS = {"tls_certificate": "/c", "tls_key": "/k"}
 MUTUAL = {**TLS, "tls_client_ca": "/ca"}
-BY_DNS = TENANT.replace('token = "ci"', 'dns = "a.example"')
+BY_DNS = by('dns = "a.example"')
+READABLE = (
+    "tokens would travel readable to 0.0.0.0:0; give tls_certificate and tls_key, "
+    "or tokens_without_tls = true in the file to allow it"
+)
+NO_CERTIFICATES = (
+    "is to be known by a client certificate, and tls_client_ca is absent; give the CAs of client certificates"
+)
+NO_WAY = "nobody could show who they are; give tokens or issuers, or tls_client_ca"
 
 
 @pytest.mark.parametrize(
@@ -295,19 +304,30 @@ BY_DNS = TENANT.replace('token = "ci"', 'dns = "a.example"')
     [
         (TOKEN + TENANT, LOOPBACK, None),
         (TOKEN + TENANT, {**BEYOND, **TLS}, None),
-        (TOKEN + TENANT, BEYOND, "tokens would travel readable to 0.0.0.0:0; give tls_certificate and tls_key, or"),
+        (TOKEN + TENANT, BEYOND, READABLE),
         ("tokens_without_tls = true\n" + TOKEN + TENANT, BEYOND, None),
         (TOKEN + TENANT + 'runs = ["a/*"]', {"runs": ["b", "a/1"]}, None),
+        (TOKEN + TENANT + 'runs = ["a/*"]', {}, None),
         (TOKEN + TENANT + "runs = []", {"runs": ["b"]}, None),
         (
-            TOKEN + TENANT + 'runs = ["a"]',
+            TOKEN + TENANT + 'runs = ["a", "d/*"]',
             {"runs": ["b", "c"]},
-            "tenant a may name a, and runs lists none of these; expected some of: b, c",
+            "tenant a may name a, d/*, and runs lists none of these; expected some of: b, c",
+        ),
+        (
+            TOKEN + TENANT + '[default]\nruns = ["a"]',
+            {"runs": ["b"]},
+            "tenant default may name a, and runs lists none of these; expected some of: b",
         ),
         (BY_DNS, MUTUAL, None),
-        (BY_DNS, TLS, "a.example is to be known by a client certificate, and tls_client_ca is absent"),
+        (BY_DNS, TLS, f"a.example {NO_CERTIFICATES}"),
+        (
+            TOKEN + by(f'spiffe = "{WORKER}"') + BY_DNS.replace('"a"', '"b"') + "[default]",
+            TLS,
+            f"{WORKER} {NO_CERTIFICATES}",
+        ),
         ("[default]", MUTUAL, None),
-        ("[default]", TLS, "nobody could show who they are; give tokens or issuers, or tls_client_ca"),
+        ("[default]", TLS, NO_WAY),
     ],
 )
 def test_rules_and_transport_have_to_fit(tmp_path: Path, text: str, config: dict[str, Any], told: str | None) -> None:
@@ -316,5 +336,23 @@ def test_rules_and_transport_have_to_fit(tmp_path: Path, text: str, config: dict
     if told is None:
         assert read_gate(path, Config.model_validate(config))[1] == (path,)
     else:
-        with pytest.raises(IdentityError, match=rf"^identity .*: {told}"):
+        with pytest.raises(IdentityError) as caught:
             read_gate(path, Config.model_validate(config))
+        assert str(caught.value) == f"identity {path}: {told}"
+
+
+def test_keys_of_issuers_lie_beside_the_file_and_are_read_with_it(tmp_path: Path) -> None:
+    path = write_rules(tmp_path, issuer := TokenIssuer(), ci="ci", reader="reader")
+    gate, files = read_gate(path, Config.model_validate(LOOPBACK))
+    assert files == (path, tmp_path / "jwks.json")
+    call: Any = SimpleNamespace(invocation_metadata=lambda: [("authorization", f"Bearer {issuer.token()}")])
+    assert gate.identify("/losswire.v1.LossService/Evaluate", call).subject == "worker"
+
+
+def test_tokens_of_issuers_demand_tls_as_others_do(tmp_path: Path) -> None:
+    path = write_rules(tmp_path, TokenIssuer(), ci="ci", reader="reader")
+    path.write_text(BY_ISSUER.replace('"k"', '"jwks.json"') + "[default]")
+    with pytest.raises(IdentityError) as caught:
+        read_gate(path, Config.model_validate(BEYOND))
+    assert str(caught.value) == f"identity {path}: {READABLE}"
+    assert read_gate(path, Config.model_validate(LOOPBACK))[1] == (path, tmp_path / "jwks.json")
