@@ -328,6 +328,7 @@ NO_WAY = "nobody could show who they are; give tokens or issuers, or tls_client_
         ),
         ("[default]", MUTUAL, None),
         ("[default]", TLS, NO_WAY),
+        ("[default]", BEYOND, NO_WAY),
     ],
 )
 def test_rules_and_transport_have_to_fit(tmp_path: Path, text: str, config: dict[str, Any], told: str | None) -> None:

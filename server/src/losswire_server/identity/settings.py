@@ -343,7 +343,7 @@ def _told(errors: Sequence[Any]) -> Iterable[Any]:
 def _describe(error: Any) -> list[str]:
     name = ".".join(map(str, error["loc"]))
     # As TOML calls them.
-    message = str(error["msg"]).replace("tuple", "array").replace("dictionary", "table")
+    message = str(error["msg"]).replace("tuple", "array")
     if error["type"] == "extra_forbidden":
         above = [part for part in error["loc"][:-1] if isinstance(part, str)]
         keys = _PARTS[above[-1] if above else ""].model_fields
