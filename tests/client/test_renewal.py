@@ -16,8 +16,10 @@ from scripted_server import FakeServer, Step, evaluated, fail, result_message, s
 
 import losswire
 from losswire import RetryPolicy, v1
+from losswire.channels import Endpoint, Token
 from losswire.renewal import LOOK_S, Renewal, mark
 from losswire.retry import Attempts, RetryBudget
+from losswire.transports import translate
 
 BATCH = np.zeros((3, 5), np.float32), np.zeros(3, np.int64)
 FAST = RetryPolicy(initial_backoff_s=0.0)
@@ -317,3 +319,38 @@ def test_a_token_that_cannot_be_had_is_told_by_the_next_attempt(fake_server: Fak
     client = connect(fake_server.target, token=token, retry=FAST)
     with pytest.raises(LookupError, match="no token"):
         client.cross_entropy(*BATCH)
+
+
+class Refused(grpc.RpcError):
+    """What gRPC raises for a call whose credentials had expired."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAUTHENTICATED
+
+    def details(self) -> str:
+        return "expired"
+
+    def trailing_metadata(self) -> tuple[Any, ...]:
+        return (status_details(self.code(), "CREDENTIALS_EXPIRED"),)
+
+
+@pytest.mark.parametrize(
+    ("token", "may_differ", "again"),
+    [
+        (None, True, True),
+        (None, False, False),
+        # A call with a token is its token's, whatever its certificates.
+        ("fixed", True, False),
+        ("fixed", False, False),
+        (lambda: "current", True, True),
+        (lambda: "current", False, True),
+    ],
+)
+def test_what_expired_is_tried_again_where_what_counts_can_be_another(
+    token: Token | None, may_differ: bool, again: bool
+) -> None:
+    endpoint = Endpoint("localhost:1", token=token)
+    error = translate(Refused(), endpoint, endpoint.metadata(), may_differ)
+    assert isinstance(error, losswire.UnauthenticatedError)
+    assert error.retry_after_s == (0.0 if again else None)
+    assert error.expired_token == (mark("current") if callable(token) else None)
