@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -176,6 +177,11 @@ def test_a_name_may_be_as_short_and_as_long_as_that(tmp_path: Path, length: int)
 def test_a_name_beyond_that_is_refused(tmp_path: Path, length: int) -> None:
     [line] = mistakes(tmp_path, TOKEN.replace("ci", "x" * length) + "[default]")
     assert line.startswith("tokens.0.name: String should have at ")
+
+
+def test_a_token_ends_at_the_moment_that_is_written(tmp_path: Path) -> None:
+    [token] = read(tmp_path, TOKEN + "expires = 2027-01-01T01:00:00+01:00\n" + TENANT).tokens
+    assert token.expires == datetime(2027, 1, 1, tzinfo=UTC)
 
 
 def test_the_largest_shares_are_taken(tmp_path: Path) -> None:
