@@ -120,7 +120,8 @@ class Hang:
         context.add_callback(self.cancelled.set)
         self.reached.set()
         self._on_request()
-        assert self.cancelled.wait(30)
+        # For longer than a test waits to see it: this end looks like that one.
+        assert self.cancelled.wait(60)
         yield from ()
 
 

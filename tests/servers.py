@@ -84,9 +84,10 @@ class MortalServer:
         (self._folder / "ready.json").unlink()
         return code
 
-    def start(self) -> None:
-        """Start it again on the same port."""
-        self._running = start_server(self._folder, *self._flags, f"--listen={self.address}")
+    def start(self, command: Sequence[str] = COMMAND, variables: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Start it again on the same port, as `start_server` would."""
+        flags = (*self._flags, f"--listen={self.address}")
+        self._running = start_server(self._folder, *flags, command=command, variables=variables)
 
     def stop(self) -> None:
         """Kill it if it is running."""

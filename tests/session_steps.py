@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import grpc
 import numpy as np
 from scripted_server import FakeServer, fail, result_message, status_details
 
-from losswire import RetryPolicy, v1
+from losswire import RetryPolicy, pipeline, v1
 
 Code = grpc.StatusCode
 
@@ -68,6 +69,24 @@ def frames(server: FakeServer, stream: int) -> list[v1.EvaluateStreamRequest]:
 
 def losses(results: Any) -> list[float]:
     return [float(result) for result in results]
+
+
+def wait_until_sent(count: int) -> None:
+    """Wait until gRPC has taken so many evaluations of the one session that is open, all of them unanswered."""
+    until = time.monotonic() + 30
+    while sum(len(each._stream.sent) for each in pipeline._PIPELINES if each._stream is not None) < count:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def let_time_run_out(timeout_s: float) -> None:
+    """Let the time of the evaluations under way that were given so much pass at once, however long the machine took."""
+    for each in pipeline._PIPELINES:
+        with each._lock:
+            for entry in each._under_way():
+                if entry.attempts._timeout_s == timeout_s:
+                    entry.attempts._deadline = time.monotonic()
+            each._deadlines.notify()
 
 
 UNAVAILABLE = fail(Code.UNAVAILABLE, "gone")

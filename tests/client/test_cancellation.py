@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import threading
 
 import numpy as np
 import pytest
+from keyboard import CtrlC
 from scripted_server import FakeServer, Hang
 
 import losswire
@@ -23,16 +23,11 @@ sizes = pytest.mark.parametrize("batch", [SMALL, LARGE], ids=["unary", "stream"]
 def test_an_interrupt_from_the_keyboard_cancels_the_call(
     fake_server: FakeServer, batch: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    def press() -> None:
-        _thread.interrupt_main()
-        # An interrupt that arrives while a finaliser runs is lost, as Python says it may be: then press again.
-        while not hang.cancelled.wait(5):
-            _thread.interrupt_main()
-
-    hang = Hang(on_request=press)
+    ctrl_c = CtrlC()
+    hang = Hang(on_request=ctrl_c.press)
     fake_server.then(hang)
     with losswire.Client(fake_server.target) as client:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), ctrl_c:
             client.cross_entropy(*batch)
         assert hang.cancelled.wait(30)
 

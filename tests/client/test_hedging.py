@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from scripted_server import FakeServer, Hang, evaluated, fail, status_details, streamed
+from scripted_server import FakeServer, Hang, Step, evaluated, fail, status_details, streamed
 
 import losswire
 from losswire.calls import EVALUATE, PUT_TENSOR
@@ -33,6 +34,16 @@ def target(replicas: list[FakeServer]) -> str:
     return "ipv4:" + ",".join(f"127.0.0.1:{server.port}" for server in replicas)
 
 
+def once_reached(hang: Hang, step: Step) -> Step:
+    """A step that waits until another attempt has come to its server, as one that is slow to connect may come last."""
+
+    def wait(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        assert hang.reached.wait(30)
+        return step(requests, context)
+
+    return wait
+
+
 def hedges(client: Any) -> tuple[int, int]:
     """Second attempts beside the first, and what was taken from the budget in all."""
     client = getattr(client, "_client", client)
@@ -44,7 +55,7 @@ def test_the_first_answer_counts_and_the_slow_attempt_is_cancelled(
 ) -> None:
     slow, hang = replicas[0], Hang()
     slow.then(hang)
-    replicas[1].then(evaluated(loss=2.5))
+    replicas[1].then(once_reached(hang, evaluated(loss=2.5)))
     # So long that it is not its deadline which ends the slow attempt.
     client = connect(target(replicas), retry=RetryPolicy(hedge_after_s=0.05), timeout_s=600)
     assert client.cross_entropy(*SMALL).loss == 2.5
@@ -73,10 +84,18 @@ def test_without_a_retry_in_the_budget_there_is_no_second_attempt(replicas: list
 
 
 def test_nothing_is_hedged_unless_it_was_asked_for(replicas: list[FakeServer], connect: Connect) -> None:
-    replicas[0].then(Hang())
-    client = connect(replicas[0].target, timeout_s=0.5)
-    with pytest.raises(losswire.DeadlineExceededError):
-        client.cross_entropy(*SMALL)
+    def slow(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        # Ended by a second attempt, if there is one.
+        second.wait(0.5)
+        return evaluated()(requests, context)
+
+    def come_second(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        second.set()
+        return evaluated()(requests, context)
+
+    second = threading.Event()
+    replicas[0].then(slow, come_second)
+    connect(replicas[0].target).cross_entropy(*SMALL)
     assert len(replicas[0].received) == 1
 
 
@@ -104,14 +123,19 @@ def test_a_refusal_for_good_ends_the_call_at_once_whichever_attempt_it_ends(
 ) -> None:
     hang, code = Hang(), grpc.StatusCode.INVALID_ARGUMENT
     replicas[0].then(hang)
-    replicas[1].then(fail(code, trailing=[status_details(code, "LABEL_OUT_OF_RANGE")]))
+    refusal = fail(code, trailing=[status_details(code, "LABEL_OUT_OF_RANGE")])
+    replicas[1].then(once_reached(hang, refusal))
     client = connect(target(replicas), retry=RetryPolicy(hedge_after_s=0.05), timeout_s=600)
     with pytest.raises(losswire.InvalidArgumentError):
         client.cross_entropy(*SMALL)
     assert hang.cancelled.wait(30)
 
 
-def test_a_replica_that_fails_is_left_for_another(replicas: list[FakeServer], connect: Connect) -> None:
+def test_a_replica_that_fails_is_left_for_another(
+    replicas: list[FakeServer], connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A failure counts as a second, within which a busy machine may not have an answer of the other one.
+    monkeypatch.setattr("losswire.hedging._FAILED_S", 3600.0)
     replicas[0].then(fail(grpc.StatusCode.UNAVAILABLE))
     replicas[1].then(*[evaluated()] * 5)
     policy = RetryPolicy(hedge_after_s=30.0, initial_backoff_s=0.0)

@@ -77,7 +77,8 @@ def test_demo_that_is_stopped_stops_its_server(number: signal.Signals, code: int
         assert process.wait(60) == code
     import losswire
 
-    with losswire.Client(address, timeout_s=1) as client, pytest.raises(losswire.UnavailableError):
+    once = losswire.RetryPolicy(max_attempts=1)
+    with losswire.Client(address, retry=once) as client, pytest.raises(losswire.UnavailableError):
         client.ping()
 
 

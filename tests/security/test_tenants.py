@@ -68,11 +68,11 @@ def request_of(**fields: Any) -> EvaluateRequest:
 
 
 def write_rules(folder: Path, **tenants: str) -> Path:
-    """Write an identity file: whoever has these tokens, and the tenant that each belongs to."""
+    """Write an identity file, whole at once: whoever has these tokens, and the tenant that each belongs to."""
     path = folder / "identity.toml"
     rules = (RULES.format(token=token, tenant=tenant, hash=hash_of(TOKENS[token])) for token, tenant in tenants.items())
-    path.write_text("".join(rules))
-    return path
+    path.with_name("new.toml").write_text("".join(rules))
+    return path.with_name("new.toml").replace(path)
 
 
 @dataclass

@@ -114,7 +114,8 @@ def soon(holds: Callable[[], bool]) -> None:
 def test_a_file_that_is_written_in_place_is_read_again(reader: Reader, metrics: Metrics) -> None:
     reader.path.write_text("second")
     reader.wait_for("second")
-    soon(lambda: counted(metrics, "read") == 1)
+    # Twice where two looks in a row saw it empty.
+    soon(lambda: counted(metrics, "read") >= 1)
 
 
 def test_a_file_that_is_renamed_over_is_read_again_though_nothing_else_differs(reader: Reader) -> None:
@@ -170,7 +171,7 @@ def test_what_a_file_names_is_watched_too(reader: Reader, tmp_path: Path) -> Non
 def test_a_bad_file_changes_nothing_and_is_told_once(
     reader: Reader, metrics: Metrics, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reader.path.write_text("bad")
+    reader.replace("bad")
     before = reader.attempts
     reader.wait_for_attempts(before + 3)  # It is tried again and again, for what it lacks may come.
     assert reader.held[-1] == "first"
@@ -178,7 +179,7 @@ def test_a_bad_file_changes_nothing_and_is_told_once(
     told = [line for line in capsys.readouterr().out.splitlines() if "cannot be used" in line]
     assert len(told) == 1
     assert "it is bad; through and through" in told[0]
-    reader.path.write_text("good")
+    reader.replace("good")
     reader.wait_for("good")
     soon(lambda: stale(metrics) == 0)
 

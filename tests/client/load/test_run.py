@@ -72,6 +72,14 @@ def test_the_warm_up_does_not_count() -> None:
     assert summary.latency_s["max"] == 0.25
 
 
+def test_a_call_counts_though_the_warm_up_took_longer_than_everything() -> None:
+    def slow_at_first(index: int, time: FakeTime) -> None:
+        time.now += 60.0 if index == 0 else 0.5
+
+    summary = run(Closed(1), slow_at_first, warm_up_s=0.1)
+    assert (summary.calls, summary.latency_s["max"]) == (1, 0.5)
+
+
 def test_what_comes_after_the_end_lowers_the_rate() -> None:
     def last_is_slow(index: int, time: FakeTime) -> None:
         time.now += 3.0 if index == 9 else 0.0

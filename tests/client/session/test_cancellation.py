@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import pytest
+from keyboard import CtrlC
 from scripted_server import FakeServer
 from session_steps import CHUNKED_ROWS, INVALID, Answering, batch, losses
 
@@ -77,18 +77,16 @@ def test_a_large_evaluation_that_is_cancelled_halfway_is_not_sent_to_the_end(
 
 
 def test_an_interrupt_from_the_keyboard_gives_up_the_evaluation_that_waits(fake_server: FakeServer) -> None:
-    released = threading.Event()
+    ctrl_c, released = CtrlC(), threading.Event()
 
     def press(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        # A real signal, as only that wakes a thread that waits for a lock. Pressed again where a finaliser took it.
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        while not released.wait(5):
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        ctrl_c.press()
+        assert released.wait(60)
         yield from ()
 
     fake_server.then(Answering(on_0=press))
     with losswire.Client(fake_server.target) as client, client.session(max_pending=1) as session:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), ctrl_c:
             session.cross_entropy(*batch(0))
         # It takes no room any more, and the session goes on.
         future = session.submit(*batch(1), timeout_s=30)

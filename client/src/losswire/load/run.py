@@ -73,9 +73,10 @@ class Run:
         return self.summary()
 
     async def _call_again_and_again(self) -> None:
-        end = self._began_at + self._warm_up_s + self._duration_s
-        while (now := self._clock()) < end:
-            await self._call(now)
+        end, counted = self._began_at + self._warm_up_s + self._duration_s, False
+        # One call counts, however late it is: the last of the warm-up may have taken longer than all the rest.
+        while (now := self._clock()) < end or not counted:
+            counted = await self._call(now)
 
     async def _call_when_due(self, tasks: asyncio.TaskGroup, rate: float) -> None:
         room = asyncio.Semaphore(MAX_UNDER_WAY)
@@ -83,7 +84,8 @@ class Run:
             await room.acquire()
             tasks.create_task(self._call(due_at)).add_done_callback(lambda _: room.release())
 
-    async def _call(self, since: float) -> None:
+    async def _call(self, since: float) -> bool:
+        """Make a call, and return whether it counts."""
         counts = since >= self._began_at + self._warm_up_s
         try:
             result = await self._send(next(self._batches))
@@ -97,3 +99,4 @@ class Run:
                 self._last_at = self._clock()
                 latency_s = self._last_at - since
                 self.samples.add(latency_s, self.workload.rows, self.workload.byte_count, result.timings)
+        return counts
