@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 from certificates import Authority
-from scripted_server import FakeServer, Step, evaluated, fail, result_message, status_details, streamed
+from scripted_server import FakeServer, Step, evaluated, result_message
 
 import losswire
 from losswire import RetryPolicy, Tls, v1
@@ -22,13 +22,6 @@ from losswire.connections import Connections
 from losswire.credential_files import LOOK_S, CertificateFiles, TokenFile
 
 BATCH = np.zeros((3, 5), np.float32), np.zeros(3, np.int64)
-FAST = RetryPolicy(initial_backoff_s=0.0)
-
-
-def expired(after: int | None = None) -> Step:
-    """A step that reads so many messages, or all, and says that the token has expired."""
-    code = grpc.StatusCode.UNAUTHENTICATED
-    return fail(code, after=after, trailing=[status_details(code, "CREDENTIALS_EXPIRED")])
 
 
 def each_answered(requests: Iterator[bytes], _: grpc.ServicerContext) -> Iterator[bytes]:
@@ -227,39 +220,6 @@ def test_a_file_without_a_token_is_named(tmp_path: Path, content: bytes | None) 
         path.write_bytes(content)
     with pytest.raises(losswire.InvalidArgumentError, match=rf"token cannot be read from {path}: .*; expected a file"):
         TokenFile(path)()
-
-
-def test_every_attempt_shows_the_token_of_the_file(fake_server: FakeServer, connect: Any, tmp_path: Path) -> None:
-    path = tmp_path / "token"
-    path.write_text("old")
-
-    def renewing(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        path.write_text("new")
-        yield from expired()(requests, context)
-
-    fake_server.then(renewing, evaluated(), streamed())
-    client = connect(fake_server.target, token=path, retry=FAST)
-    client.cross_entropy(*BATCH)
-    client.cross_entropy(*BATCH, checksum=True)
-    shown = [call.metadata["authorization"] for call in fake_server.received]
-    assert shown == ["Bearer old", "Bearer new", "Bearer new"]
-
-
-def test_an_expired_token_that_cannot_change_is_not_shown_again(fake_server: FakeServer, connect: Any) -> None:
-    fake_server.then(expired())
-    client = connect(fake_server.target, token="old", retry=FAST)
-    with pytest.raises(losswire.UnauthenticatedError) as caught:
-        client.cross_entropy(*BATCH)
-    assert caught.value.reason == "CREDENTIALS_EXPIRED"
-    assert len(fake_server.received) == 1
-
-
-def test_a_session_goes_on_with_the_next_token(fake_server: FakeServer, connect: Any) -> None:
-    tokens = iter(["old", "new"])
-    fake_server.then(expired(after=1), each_answered)
-    with connect(fake_server.target, token=lambda: next(tokens), retry=FAST).session() as session:
-        assert float(session.cross_entropy(*BATCH)) == 1.5
-    assert [call.metadata["authorization"] for call in fake_server.received] == ["Bearer old", "Bearer new"]
 
 
 @pytest.mark.parametrize("token", ["", "a b", "a\nb", "é", "a\x7f"])

@@ -284,6 +284,53 @@ async def test_nobody_makes_room_for_a_tenant_whose_share_is_full_of_work() -> N
 
 
 @in_loop
+async def test_many_calls_at_once_have_no_more_room_made_than_one_after_the_other() -> None:
+    # The holder keeps what it has by weight, but for the one that may have it who holds as much.
+    for weight, room, gap in ((1.0, 6, 0), (1.0, 6, 4), (0.25, 9, 0), (0.25, 9, 4)):
+        lobby = make_lobby(capacity_bytes=10 * MESSAGE_BYTES, max_stall_s=0.0, max_wait_s=60.0)
+        silent = open_calls(lobby, read_one, 10, tenant=Tenant("holder", weight=weight))
+        await steps()
+        waiting = []
+        for _ in range(20):
+            waiting.append(asyncio.ensure_future(reserve_for(lobby.budget, QUIET, MESSAGE_BYTES)))
+            await steps(gap)
+        await steps()
+        assert [task.done() for task in silent].count(True) == room
+        for task in (*silent, *waiting):
+            task.cancel()
+        await asyncio.gather(*silent, *waiting, return_exceptions=True)
+
+
+@in_loop
+async def test_those_that_have_waited_for_stalls_have_no_more_room_made_at_once_than_those_that_come() -> None:
+    lobby = make_lobby(capacity_bytes=10 * MESSAGE_BYTES, max_stall_s=0.0, max_wait_s=60.0)
+    silent = open_calls(lobby, read_one, 10, tenant=BUSY)
+    await steps()
+    make_room, lobby.transfers.looks = lobby.budget.make_room, lambda: None
+    lobby.budget.make_room = lambda: None
+    waiting = [asyncio.ensure_future(reserve_for(lobby.budget, QUIET, MESSAGE_BYTES)) for _ in range(20)]
+    await steps()
+    make_room()
+    await steps()
+    assert [task.done() for task in silent].count(True) == 6
+    for task in (*silent, *waiting):
+        task.cancel()
+
+
+@in_loop
+async def test_one_large_call_has_room_made_for_all_of_it_though_it_then_holds_more_than_others() -> None:
+    lobby = make_lobby(capacity_bytes=10 * MESSAGE_BYTES, max_stall_s=0.0, max_wait_s=60.0)
+    silent = open_calls(lobby, read_one, 10, tenant=BUSY)
+    await steps()
+    large = asyncio.ensure_future(reserve_for(lobby.budget, QUIET, 8 * MESSAGE_BYTES))
+    await steps()
+    assert large.done()
+    assert [task.done() for task in silent].count(True) == 8
+    for task in silent:
+        task.cancel()
+
+
+@in_loop
 async def test_those_that_wait_for_their_own_share_do_not_have_more_room_made_for_others_than_these_need() -> None:
     lobby = make_lobby(capacity_bytes=10 * MESSAGE_BYTES, max_stall_s=0.0, max_wait_s=60.0)
     bounded, other, third = Tenant("bounded", max_share=0.2), Tenant("other"), Tenant("third")

@@ -143,6 +143,9 @@ class AsyncClient(ClientBase[AsyncSession]):
                 self._require_open(error)
                 if not call.failed(error):
                     await asyncio.sleep(attempts.delay_s(error))
+                    while (wait_s := attempts.token_wait_s()) > 0:
+                        await asyncio.sleep(wait_s)
+                        self._require_open(error)
             else:
                 call.succeeded()
                 return answer

@@ -122,12 +122,13 @@ class AsyncGrpcTransport:
         connections = self._opened()
         line = connections.take()
         try:
+            metadata = self._endpoint.metadata()
             invoke: Any = line.channel.unary_unary(method)
-            call = invoke(request, timeout=grpc_timeout(timeout_s), metadata=self._endpoint.metadata())
-            # When the task is cancelled, gRPC cancels the call.
-            return cast(bytes, await call)
-        except grpc.RpcError as error:
-            raise translate(error, self._endpoint, connections.may_differ(line)) from error
+            try:
+                # When the task is cancelled, gRPC cancels the call.
+                return cast(bytes, await invoke(request, timeout=grpc_timeout(timeout_s), metadata=metadata))
+            except grpc.RpcError as error:
+                raise translate(error, self._endpoint, metadata, connections.may_differ(line)) from error
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():

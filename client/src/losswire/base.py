@@ -13,6 +13,7 @@ from losswire.errors import ClosedError, InvalidArgumentError
 from losswire.evaluation import class_weight, evaluation, timeout
 from losswire.hedging import Hedging
 from losswire.options import Options, options, run_name
+from losswire.renewal import Renewal
 from losswire.retry import Attempts, RetryBudget, RetryPolicy
 from losswire.session_base import (
     DEFAULT_MAX_PENDING,
@@ -55,6 +56,7 @@ class ClientBase(ABC, Generic[_Session]):
         self._run_name = run_name(run)
         self._policy = retry or RetryPolicy()
         self._budget = RetryBudget(self._policy)
+        self._renewal = self._renewal_of_token()
         self._hedging = Hedging(self._policy, self._budget) if self._policy.hedges else None
         self._known_weights = KnownWeights()
         self._sessions: weakref.WeakSet[SessionBase] = weakref.WeakSet()
@@ -154,7 +156,13 @@ class ClientBase(ABC, Generic[_Session]):
 
     def _attempts(self, timeout_s: float | None, policy: RetryPolicy | None = None) -> Attempts:
         limit = self._timeout_s if timeout_s is None else timeout(timeout_s)
-        return Attempts(policy or self._policy, self._budget, limit)
+        return Attempts(policy or self._policy, self._budget, limit, renewal=self._renewal)
+
+    def _renewal_of_token(self) -> Renewal | None:
+        current = self._endpoint.current_token
+        if current is None or not self._endpoint.renews_token:
+            return None
+        return Renewal(current, self._policy.max_connect_wait_s)
 
     def _require_open(self, cause: Exception | None = None) -> None:
         if self._closed:

@@ -95,7 +95,13 @@ class CallCancelledError(LosswireError):
 
 
 class UnauthenticatedError(LosswireError):
-    """The server does not know who calls: the token or the certificate is absent or not valid."""
+    """The server does not know who calls: the token or the certificate is absent or not valid.
+
+    Attributes:
+        expired_token: What tells the token that had expired from others; None where it was none, or cannot be another.
+    """
+
+    expired_token: int | None = None
 
 
 class PermissionDeniedError(LosswireError):

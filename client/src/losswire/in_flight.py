@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from losswire.calls import CrossEntropyCall
-from losswire.errors import DeadlineExceededError, LosswireError, UnavailableError
+from losswire.errors import DeadlineExceededError, LosswireError, UnauthenticatedError, UnavailableError
 from losswire.replies import EvaluationReply
 from losswire.results import CrossEntropyResult
 from losswire.retry import Attempts, may_pass
@@ -69,7 +69,7 @@ def judge(entries: Sequence[Entry], error: Exception, answered: bool) -> tuple[f
 
     An error that would not pass is that of the first in line, as the server looks at evaluations in their order; the
     others never came to their turn. Trouble that passes is an attempt of the first one, and of all where the stream
-    brought no result; together they take one retry from the budget.
+    brought no result, or its token expired; together they take one retry from the budget.
 
     Args:
         entries: What is unanswered, in order, at least one; with what is over, as the error may be about that.
@@ -86,7 +86,8 @@ def judge(entries: Sequence[Entry], error: Exception, answered: bool) -> tuple[f
         return 0.0, [(first, error)]
     delay_s, failures = 0.0, list[tuple[Entry, Exception]]()
     waited_for = [entry for entry in entries if not entry.is_over]
-    for entry in waited_for[:1] if answered else waited_for:
+    of_the_first = answered and not isinstance(error, UnauthenticatedError)
+    for entry in waited_for[:1] if of_the_first else waited_for:
         try:
             delay_s = max(delay_s, entry.attempts.delay_s(error, spend=entry is waited_for[0]))
         except LosswireError as last_error:

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Final
@@ -136,12 +136,26 @@ class Pipeline:
             for entry, failure in failures:
                 self._settle(entry, failure)
             self._pause(delay_s)
+            self._await_token(concerned)
         self._pause(stream.backoff_s)
         with self._lock:
             self._waiting = deque(entry for entry in self._waiting if not entry.is_over)
             self._stream = Stream() if self._waiting else None
             self._deadlines.notify_all()
             return self._stream
+
+    def _await_token(self, entries: Sequence[Entry]) -> None:
+        """Waits, while the token is one that expired, until there is another; who can wait no longer fails."""
+        for entry in entries:
+            while not entry.is_over and self._closed is None:
+                try:
+                    wait_s = entry.attempts.token_wait_s()
+                except LosswireError as error:
+                    self._settle(entry, error)
+                    break
+                if wait_s <= 0:
+                    return
+                self._pause(wait_s)
 
     def _pause(self, seconds: float) -> None:
         if seconds > 0:

@@ -23,6 +23,7 @@ from losswire.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from losswire.renewal import LOOK_S, Renewal
 
 # A drain may cancel calls that it raced with; see the errors' own words for the others. QuotaError exists only where
 # the server said when to come back.
@@ -39,6 +40,7 @@ class RetryPolicy:
         max_backoff_s: Longest wait before any attempt, in seconds.
         max_connect_wait_s: Seconds from the first failed attempt during which further ones wait for a connection, so
             that a call outlasts a server's restart. Afterwards, as at first, an attempt without one fails at once.
+            Calls wait as long for another token, from when the server first said that the one they show has expired.
         multiplier: Growth of the longest wait from one attempt to the next, >= 1.
         budget_ratio: Retries that each call earns for the client, in [0.0, 1.0]. 0.1 adds at most 10 % to the load.
         budget_reserve: Retries that a new client may spend before it has earned any.
@@ -133,6 +135,11 @@ class RetryBudget:
             self.spent += 1
             return True
 
+    def count(self) -> None:
+        """Counts a retry that takes none: no server is in trouble."""
+        with self._lock:
+            self.spent += 1
+
 
 def may_pass(error: LosswireError) -> bool:
     """Whether an error is one of those that pass."""
@@ -142,7 +149,16 @@ def may_pass(error: LosswireError) -> bool:
 
 
 class Attempts:
-    """The attempts of one call: how much time is left, and whether and when to try again."""
+    """The attempts of one call: how much time is left, and whether and when to try again.
+
+    Args:
+        policy: How often and how soon.
+        budget: The client's retries.
+        timeout_s: Seconds for all of them.
+        renewal: The client's token, where it can become another.
+        clock: Seconds that only grow.
+        uniform: Draws a number between two.
+    """
 
     def __init__(
         self,
@@ -150,6 +166,7 @@ class Attempts:
         budget: RetryBudget,
         timeout_s: float,
         *,
+        renewal: Renewal | None = None,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
@@ -162,6 +179,10 @@ class Attempts:
         self._failed = 0
         self._last_error: LosswireError | None = None
         self._connect_deadline = -math.inf
+        self._renewal = renewal
+        # Tokens that it showed and that had expired, and until when it waits for another.
+        self._expired_tokens: set[int] = set()
+        self._renewal_deadline = -math.inf
         budget.earn()
 
     @property
@@ -206,7 +227,40 @@ class Attempts:
         self._failed += 1
         if not may_pass(error) or error.retry_forbidden or self._failed >= self._policy.max_attempts:
             raise error
+        if self._is_first_to_expire(error):
+            if spend:
+                self._budget.count()
+            return 0.0
         delay = self._uniform(0.0, self._policy.longest_backoff_s(self._failed)) + (error.retry_after_s or 0.0)
         if delay >= self._deadline - self._clock() or (spend and not self._budget.spend()):
             raise error
         return delay
+
+    def token_wait_s(self) -> float:
+        """Seconds to wait before asking this again, while the token is one that expired in this call; else 0.
+
+        To be asked after the wait of `delay_s`: no attempt is worth its way with the same token.
+
+        Raises:
+            LosswireError: what ended the last attempt, if no other token came in time, or could before the deadline.
+        """
+        if self._renewal is None or not self._expired_tokens or self._renewal.current() not in self._expired_tokens:
+            return 0.0
+        now = self._clock()
+        wait_s = min(LOOK_S, self._renewal_deadline - now)
+        if wait_s <= 0 or now + wait_s >= self._deadline:
+            assert self._last_error is not None, "a token expired"
+            raise self._last_error
+        return wait_s
+
+    def _is_first_to_expire(self, error: LosswireError) -> bool:
+        """Takes note of a token that expired; whether it is the first, so that another one may be shown at once.
+
+        Once there is another nothing is wrong. Where that has expired too something is, and the policy says the rest.
+        """
+        token = error.expired_token if isinstance(error, UnauthenticatedError) else None
+        if token is None or self._renewal is None:
+            return False
+        self._expired_tokens.add(token)
+        self._renewal_deadline = self._renewal.waited_for_until(token)
+        return len(self._expired_tokens) == 1

@@ -15,14 +15,23 @@ import grpc
 
 from losswire.calls import EVALUATE_STREAM, UNARY_METHODS
 from losswire.channels import Endpoint
-from losswire.connections import Connections
-from losswire.errors import CallCancelledError, LosswireError, error_from_status, is_failed_handshake
+from losswire.connections import Connections, Line
+from losswire.errors import (
+    CallCancelledError,
+    LosswireError,
+    UnauthenticatedError,
+    error_from_status,
+    is_failed_handshake,
+)
+from losswire.renewal import mark
 
 _READY: Final = grpc.ChannelConnectivity.READY.value[0]
 _CONNECT_POLL_S: Final = 0.2
 
 # Bytes in and out: messages are serialised by hand.
 _Invoke = Callable[..., Any]
+
+Metadata = tuple[tuple[str, str], ...]
 
 
 class ReplyStream(Protocol):
@@ -79,9 +88,11 @@ class GrpcTransport:
         """The reply to one message."""
         line = self._connections.take()
         try:
-            return cast(bytes, self._invoke(line.channel.unary[method], request, timeout_s))
-        except grpc.RpcError as error:
-            raise translate(error, self._endpoint, self._connections.may_differ(line)) from error
+            metadata = self._endpoint.metadata()
+            try:
+                return cast(bytes, self._invoke(line.channel.unary[method], request, timeout_s, metadata))
+            except grpc.RpcError as error:
+                raise self._to_error(error, line, metadata) from error
         finally:
             self._connections.give_back(line)
 
@@ -89,12 +100,13 @@ class GrpcTransport:
         """Sends one message, and does not wait for the reply."""
         line = self._connections.take()
         try:
-            call = self._invoke(line.channel.unary[method].future, request, timeout_s)
+            metadata = self._endpoint.metadata()
+            call = self._invoke(line.channel.unary[method].future, request, timeout_s, metadata)
         except BaseException:
             self._connections.give_back(line)
             raise
         call.add_done_callback(lambda _: self._connections.give_back(line))
-        return UnaryCall(call, lambda error: translate(error, self._endpoint, self._connections.may_differ(line)))
+        return UnaryCall(call, lambda error: self._to_error(error, line, metadata))
 
     def is_ready(self) -> bool:
         """Whether a connection stands, or does within a moment."""
@@ -108,13 +120,14 @@ class GrpcTransport:
         """The replies to the frames of a stream. gRPC takes the frames in a thread of its own."""
         line = self._connections.take()
         try:
-            call = self._invoke(line.channel.stream, frames, timeout_s)
+            metadata = self._endpoint.metadata()
+            call = self._invoke(line.channel.stream, frames, timeout_s, metadata)
         except BaseException:
             self._connections.give_back(line)
             raise
         if not call.add_callback(lambda: self._connections.give_back(line)):
             self._connections.give_back(line)  # It has ended already.
-        return _GrpcStream(call, lambda error: translate(error, self._endpoint, self._connections.may_differ(line)))
+        return _GrpcStream(call, lambda error: self._to_error(error, line, metadata))
 
     def close(self) -> None:
         """Ends all calls and connections."""
@@ -122,8 +135,10 @@ class GrpcTransport:
         for channel in self._connections.all():
             channel.channel.close()
 
-    def _invoke(self, method: _Invoke, request: bytes | Iterator[bytes], timeout_s: float) -> Any:
-        metadata = self._endpoint.metadata()
+    def _to_error(self, error: grpc.RpcError, line: Line[_Channel], metadata: Metadata) -> LosswireError:
+        return translate(error, self._endpoint, metadata, self._connections.may_differ(line))
+
+    def _invoke(self, method: _Invoke, request: bytes | Iterator[bytes], timeout_s: float, metadata: Metadata) -> Any:
         try:
             return method(request, timeout=grpc_timeout(timeout_s), metadata=metadata)
         except ValueError as error:
@@ -203,19 +218,25 @@ def grpc_timeout(timeout_s: float) -> float | None:
     return None if math.isinf(timeout_s) else timeout_s
 
 
-def translate(error: grpc.RpcError, endpoint: Endpoint, may_differ: bool) -> LosswireError:
+def translate(error: grpc.RpcError, endpoint: Endpoint, metadata: Metadata, may_differ: bool) -> LosswireError:
     """Our exception for one of gRPC's.
 
     Args:
         error: What a call raised.
         endpoint: Where it went.
+        metadata: What accompanied it.
         may_differ: Whether another attempt may show and trust other certificates than this one.
     """
     # Every RpcError that a call raises is also the call.
     call: Any = error
     translated = error_from_status(call.code(), call.details() or "", call.trailing_metadata() or (), endpoint.target)
-    if translated.reason == "CREDENTIALS_EXPIRED" and (endpoint.renews_token or may_differ):
-        translated.retry_after_s = 0.0
+    if isinstance(translated, UnauthenticatedError) and translated.reason == "CREDENTIALS_EXPIRED":
+        # A call with a token is its token's, whatever its certificates.
+        if endpoint.renews_token:
+            translated.retry_after_s = 0.0
+            translated.expired_token = mark(dict(metadata)["authorization"].removeprefix("Bearer "))
+        elif endpoint.token is None and may_differ:
+            translated.retry_after_s = 0.0
     if is_failed_handshake(translated) and not may_differ:
         # It would fail again, and again.
         translated.retry_forbidden = True

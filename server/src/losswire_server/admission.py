@@ -131,12 +131,22 @@ class ByteBudget:
             share = self._shares[tenant] = Share(tenant, self.capacity_bytes)
         return share
 
-    def is_wanted(self, share: Share) -> bool:
-        """Whether someone waits who may have bytes of this share: its own tenant, or one that holds less by weight."""
+    def is_wanted(self, share: Share, leaving_bytes: int = 0, of_share_bytes: int = 0) -> bool:
+        """Whether someone waits who may have more of this share: its own tenant, or one that holds less by weight.
+
+        Args:
+            share: Of whose bytes it is asked.
+            leaving_bytes: What is about to come free. Once that is enough for the first call of a tenant that waits, it
+                counts as held by that tenant, or many calls at once would have more than one after the other.
+            of_share_bytes: How much of it is of this share.
+        """
+        coming_bytes = self.capacity_bytes - self.used_bytes + leaving_bytes
+        level = (share.used_bytes - of_share_bytes) / share.tenant.weight
         for queue in (self._arriving, self._growing):
             for tenant in queue.tenants():
-                other = self.share_of(tenant)
-                may_have = other.level <= share.level and self._fits_share(tenant, queue.first_cost_of(tenant))
+                other, first_bytes = self.share_of(tenant), queue.first_cost_of(tenant)
+                soon_bytes = other.used_bytes + (coming_bytes if coming_bytes >= first_bytes else 0)
+                may_have = soon_bytes / tenant.weight <= level and self._fits_share(tenant, first_bytes)
                 if other is share or may_have:
                     return True
         return False

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final, Protocol
 
-from losswire_server.admission import ByteBudget, Reservation
+from losswire_server.admission import ByteBudget, Reservation, Share
 from losswire_server.waits import Wait, Waits
 
 IDLE_GRACE_S: Final = 0.05
@@ -49,15 +50,20 @@ class Stalls:
         """End as many calls as hold what those that wait for bytes lack."""
         if not self._budget.waiting:
             return
-        lacking = self._budget.lacking_bytes - sum(call.reservation.byte_count for call in self._leaving)
+        leaving: Counter[Share] = Counter()
+        for call in self._leaving:
+            leaving[call.reservation.share] += call.reservation.byte_count
+        lacking = self._budget.lacking_bytes - leaving.total()
         for wait in self._stalled():
             # Where nothing is lacking a tenant's own share is full, and one of its calls after the other goes.
             if lacking <= 0 and self._leaving:
                 break
-            call: Holder = wait.owner
-            if call.reservation.byte_count and self._budget.is_wanted(call.reservation.share):
+            call = wait.owner
+            share, byte_count = call.reservation.share, call.reservation.byte_count
+            if byte_count and self._budget.is_wanted(share, leaving.total(), leaving[share]):
                 self._leaving.add(call)
-                lacking -= call.reservation.byte_count
+                leaving[share] += byte_count
+                lacking -= byte_count
                 call.makes_room = True
                 wait.end()
         # Transfers are looked at anyway, as long as there are any.

@@ -112,6 +112,25 @@ async def test_bytes_are_wanted_by_who_holds_as_much_and_by_calls_that_have_begu
 
 
 @in_loop
+async def test_what_is_about_to_come_free_counts_as_held_by_those_that_wait_for_it() -> None:
+    budget = budget_of()
+    busy = await reserve_for(budget, BUSY, 90)
+    # 10 are free, and one of these calls may have them and 5 that are leaving.
+    waiting = [start(reserve_for(budget, QUIET, 15)) for _ in range(5)]
+    await steps()
+    share = budget.share_of(BUSY)
+    assert budget.is_wanted(share, 4, 86)
+    assert [budget.is_wanted(share, 5, given) for given in (75, 76)] == [True, False]
+    assert [budget.is_wanted(share, leaving, leaving) for leaving in (40, 41)] == [True, False]
+    # Who waits for its own is not kept from it.
+    own = start(reserve_for(budget, BUSY, 15))
+    await steps()
+    assert budget.is_wanted(share, 41, 41)
+    busy.let_go()
+    await asyncio.gather(*waiting, own)
+
+
+@in_loop
 async def test_bytes_are_not_wanted_by_who_may_hold_no_more() -> None:
     budget = budget_of(16 * MESSAGE_BYTES)
     busy = await reserve_for(budget, BUSY, 13 * MESSAGE_BYTES)

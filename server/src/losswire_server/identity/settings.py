@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -313,7 +313,7 @@ def read_settings(path: Path) -> IdentitySettings:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise IdentityError(f"identity {path} cannot be read: {error}") from error
     except ValidationError as error:
-        lines = [line for each in error.errors() for line in _describe(each)]
+        lines = [line for each in _told(error.errors()) for line in _describe(each)]
         raise IdentityError("\n".join(f"identity {path}: {line}" for line in lines)) from error
 
 
@@ -331,14 +331,27 @@ _NAME_FORM: Final = "1 to 63 of the characters a-z, 0-9 and -, the first and the
 """What the one pattern of the file accepts, that of a tenant's name."""
 
 
+def _told(errors: Sequence[Any]) -> Iterable[Any]:
+    """The mistakes but those that follow from others: an array lacks whatever part of it is refused."""
+    places = [each["loc"] for each in errors]
+    for each in errors:
+        place = each["loc"]
+        if each["type"] != "too_short" or not any(place == other[: len(place)] != other for other in places):
+            yield each
+
+
 def _describe(error: Any) -> list[str]:
     name = ".".join(map(str, error["loc"]))
     # As TOML calls them.
-    message = str(error["msg"]).replace("tuple", "array").replace("dictionary", "table")
+    message = str(error["msg"]).replace("tuple", "array")
     if error["type"] == "extra_forbidden":
         above = [part for part in error["loc"][:-1] if isinstance(part, str)]
         keys = _PARTS[above[-1] if above else ""].model_fields
         message = f"there is no such key here; expected one of: {', '.join(keys)}"
+    elif error["type"] == "too_short":
+        message = "expected at least one"
+    elif error["type"] == "model_type":
+        message = "expected a table"
     elif error["type"] == "string_pattern_mismatch":
         message = f"expected {_NAME_FORM}"
     lines = message.removeprefix("Value error, ").splitlines()

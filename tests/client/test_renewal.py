@@ -1,0 +1,356 @@
+"""Calls whose token expired: they show each token once, and wait a while for another."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from fake_time import FakeTime
+from scripted_server import FakeServer, Step, evaluated, fail, result_message, status_details, streamed
+
+import losswire
+from losswire import RetryPolicy, v1
+from losswire.channels import Endpoint, Token
+from losswire.renewal import LOOK_S, Renewal, mark
+from losswire.retry import Attempts, RetryBudget
+from losswire.transports import translate
+
+BATCH = np.zeros((3, 5), np.float32), np.zeros(3, np.int64)
+FAST = RetryPolicy(initial_backoff_s=0.0)
+HEDGING = RetryPolicy(initial_backoff_s=0.0, hedge_after_s=60.0)
+IMPATIENT = RetryPolicy(initial_backoff_s=0.0, max_connect_wait_s=2 * LOOK_S)
+
+
+def expired(after: int | None = None) -> Step:
+    """A step that reads so many messages, or all, and says that the token has expired."""
+    code = grpc.StatusCode.UNAUTHENTICATED
+    return fail(code, after=after, trailing=[status_details(code, "CREDENTIALS_EXPIRED")])
+
+
+def each_answered(requests: Iterator[bytes], _: grpc.ServicerContext) -> Iterator[bytes]:
+    """A step that answers every message of a session at once."""
+    for _message in requests:
+        yield v1.EvaluateStreamResponse(result=result_message()).SerializeToString()
+
+
+class Tokens:
+    """Gives these tokens one after the other, and the last one from then on."""
+
+    def __init__(self, *tokens: str) -> None:
+        self._tokens = tokens
+        self.asked = 0
+
+    def __call__(self) -> str:
+        token = self._tokens[min(self.asked, len(self._tokens) - 1)]
+        self.asked += 1
+        return token
+
+
+def shown(server: FakeServer) -> list[str | bytes]:
+    """The tokens that came with each call."""
+    return [call.metadata["authorization"] for call in server.received]
+
+
+def in_session(client: Any) -> float:
+    with client.session() as session:
+        return float(session.cross_entropy(*BATCH))
+
+
+WAYS: dict[str, tuple[RetryPolicy, Step, Callable[[Any], float]]] = {
+    "message": (FAST, evaluated(), lambda client: float(client.cross_entropy(*BATCH))),
+    "stream": (FAST, streamed(), lambda client: float(client.cross_entropy(*BATCH, checksum=True))),
+    "session": (FAST, each_answered, in_session),
+    "hedged message": (HEDGING, evaluated(), lambda client: float(client.cross_entropy(*BATCH))),
+    "hedged stream": (HEDGING, streamed(), lambda client: float(client.cross_entropy(*BATCH, checksum=True))),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_token_that_comes_late_is_waited_for_and_none_is_shown_twice(
+    fake_server: FakeServer, connect: Any, way: str
+) -> None:
+    policy, answer, call = WAYS[way]
+    fake_server.then(expired(after=1), answer)
+    tokens = Tokens("old", "old", "old", "new")
+    client = connect(fake_server.target, token=tokens, retry=policy)
+    assert call(client) == 1.5
+    assert shown(fake_server) == ["Bearer old", "Bearer new"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_call_whose_token_stays_expired_asks_once_and_is_told_why(
+    fake_server: FakeServer, connect: Any, way: str
+) -> None:
+    _, _, call = WAYS[way]
+    fake_server.then(expired(after=1), expired(after=1))
+    tokens = Tokens("old")
+    client = connect(fake_server.target, token=tokens, retry=IMPATIENT)
+    asked = 0
+    for requests in (1, 2):
+        asked = tokens.asked
+        with pytest.raises(losswire.UnauthenticatedError) as caught:
+            call(client)
+        assert caught.value.reason == "CREDENTIALS_EXPIRED"
+        assert len(fake_server.received) == requests
+    # Nobody waits for what was waited for in vain.
+    assert tokens.asked == asked + 2
+
+
+def test_all_that_is_under_way_in_a_session_waits_for_the_next_token(fake_server: FakeServer, connect: Any) -> None:
+    def one_and_out(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        next(requests)
+        yield v1.EvaluateStreamResponse(result=result_message()).SerializeToString()
+        yield from expired(after=1)(requests, context)
+
+    fake_server.then(one_and_out, each_answered)
+    with connect(fake_server.target, token=Tokens("old", "old", "new"), retry=FAST).session() as session:
+        assert [float(result) for result in session.map([BATCH] * 4)] == [1.5] * 4
+    assert shown(fake_server) == ["Bearer old", "Bearer new"]
+
+
+def test_all_that_is_under_way_in_a_session_fails_without_one(fake_server: FakeServer, connect: Any) -> None:
+    def one_of_four(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        for _ in range(4):
+            next(requests)
+        yield v1.EvaluateStreamResponse(result=result_message()).SerializeToString()
+        yield from expired()(iter(()), context)
+
+    fake_server.then(one_of_four)
+    with connect(fake_server.target, token=Tokens("old"), retry=IMPATIENT).session() as session:
+        first, *others = [session.submit(*BATCH) for _ in range(4)]
+        assert float(first.result()) == 1.5
+        for other in others:
+            with pytest.raises(losswire.UnauthenticatedError):
+                other.result()
+    assert len(fake_server.received) == 1
+
+
+def test_a_client_that_is_closed_waits_no_longer(fake_server: FakeServer) -> None:
+    fake_server.then(expired())
+    tokens, looked = Tokens("old"), threading.Event()
+
+    def token() -> str:
+        if tokens.asked == 2:
+            looked.set()
+        return tokens()
+
+    client = losswire.Client(fake_server.target, token=token)
+
+    def close() -> None:
+        assert looked.wait(30)
+        client.close()
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    with pytest.raises(losswire.ClosedError):
+        client.cross_entropy(*BATCH)
+    closing.join()
+
+
+def test_an_error_that_tells_of_a_token_can_be_pickled_and_does_not_hold_it(
+    fake_server: FakeServer, connect: Any
+) -> None:
+    fake_server.then(expired())
+    client = connect(fake_server.target, token=lambda: "secret", retry=RetryPolicy(max_attempts=1))
+    with pytest.raises(losswire.UnauthenticatedError) as caught:
+        client.cross_entropy(*BATCH)
+    pickled = pickle.dumps(caught.value)
+    assert pickle.loads(pickled).expired_token == caught.value.expired_token == mark("secret")
+    assert b"secret" not in pickled
+
+
+def test_every_attempt_shows_the_token_of_the_file(fake_server: FakeServer, connect: Any, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("old")
+
+    def renewing(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        path.write_text("new")
+        yield from expired()(requests, context)
+
+    fake_server.then(renewing, evaluated(), streamed())
+    client = connect(fake_server.target, token=path, retry=FAST)
+    client.cross_entropy(*BATCH)
+    client.cross_entropy(*BATCH, checksum=True)
+    shown = [call.metadata["authorization"] for call in fake_server.received]
+    assert shown == ["Bearer old", "Bearer new", "Bearer new"]
+
+
+def test_an_expired_token_that_cannot_change_is_not_shown_again(fake_server: FakeServer, connect: Any) -> None:
+    fake_server.then(expired())
+    client = connect(fake_server.target, token="old", retry=FAST)
+    with pytest.raises(losswire.UnauthenticatedError) as caught:
+        client.cross_entropy(*BATCH)
+    assert caught.value.reason == "CREDENTIALS_EXPIRED"
+    assert len(fake_server.received) == 1
+
+
+def test_a_session_goes_on_with_the_next_token(fake_server: FakeServer, connect: Any) -> None:
+    fake_server.then(expired(after=1), each_answered)
+    with connect(fake_server.target, token=Tokens("old", "new"), retry=FAST).session() as session:
+        assert float(session.cross_entropy(*BATCH)) == 1.5
+    assert [call.metadata["authorization"] for call in fake_server.received] == ["Bearer old", "Bearer new"]
+
+
+def refusal(token: str | None) -> losswire.UnauthenticatedError:
+    """What the transport makes of the refusal of a token that had expired."""
+    error = losswire.UnauthenticatedError("expired", reason="CREDENTIALS_EXPIRED", retry_after_s=0.0)
+    error.expired_token = None if token is None else mark(token)
+    return error
+
+
+class Trial:
+    """Attempts of calls of one client, whose token and time are what they are set to."""
+
+    def __init__(self, timeout_s: float = 60.0, **policy: Any) -> None:
+        self.token, self.clock = "a", FakeTime()
+        self.policy = RetryPolicy(**policy)
+        self.budget = RetryBudget(self.policy)
+        self.renewal = Renewal(lambda: self.token, self.policy.max_connect_wait_s, self.clock)
+        self._timeout_s = timeout_s
+
+    def begin(self) -> Attempts:
+        return Attempts(
+            self.policy,
+            self.budget,
+            self._timeout_s,
+            renewal=self.renewal,
+            clock=self.clock,
+            uniform=lambda low, high: high,
+        )
+
+
+def test_another_token_is_shown_at_once_and_takes_no_retry_from_the_budget() -> None:
+    trial = Trial(budget_reserve=0.0, budget_ratio=0.0)
+    attempts = trial.begin()
+    trial.token = "b"
+    assert attempts.delay_s(refusal("a")) == 0.0
+    assert attempts.token_wait_s() == 0.0
+    assert trial.budget.spent == 1
+    # It has expired too: something is wrong, and the policy says what may be done.
+    with pytest.raises(losswire.UnauthenticatedError):
+        attempts.delay_s(refusal("b"))
+
+
+def test_a_second_token_that_has_expired_is_followed_as_any_failure_is() -> None:
+    trial = Trial(initial_backoff_s=0.1, multiplier=2.0)
+    attempts = trial.begin()
+    assert attempts.delay_s(refusal("a")) == 0.0
+    assert attempts.delay_s(refusal("b")) == pytest.approx(0.2)
+    attempts.delay_s(refusal("c"))
+    with pytest.raises(losswire.UnauthenticatedError):
+        attempts.delay_s(refusal("d"))
+
+
+def test_no_token_of_a_call_is_shown_again_whatever_failed_since() -> None:
+    trial = Trial()
+    attempts = trial.begin()
+    attempts.delay_s(refusal("a"))
+    trial.token = "b"
+    attempts.delay_s(losswire.UnavailableError("busy"))
+    assert attempts.token_wait_s() == 0.0
+    trial.token = "a"
+    assert attempts.token_wait_s() == LOOK_S
+
+
+def test_a_call_waits_from_when_its_token_was_first_refused_to_its_clients_patience() -> None:
+    trial = Trial(max_connect_wait_s=2.25 * LOOK_S)
+    first, last = trial.begin(), refusal("a")
+    first.delay_s(last)
+    assert first.token_wait_s() == LOOK_S
+    trial.clock.now += 2 * LOOK_S
+    assert first.token_wait_s() == 0.25 * LOOK_S
+    second = trial.begin()
+    second.delay_s(refusal("a"))
+    assert second.token_wait_s() == 0.25 * LOOK_S
+    trial.clock.now += 0.25 * LOOK_S
+    with pytest.raises(losswire.UnauthenticatedError) as caught:
+        first.token_wait_s()
+    assert caught.value is last
+    trial.token = "b"
+    assert second.token_wait_s() == 0.0
+
+
+def test_another_token_is_waited_for_anew() -> None:
+    trial = Trial(max_connect_wait_s=LOOK_S)
+    trial.begin().delay_s(refusal("a"))
+    trial.clock.now += LOOK_S
+    attempts, trial.token = trial.begin(), "b"
+    attempts.delay_s(refusal("b"))
+    assert attempts.token_wait_s() == LOOK_S
+
+
+def test_no_call_waits_beyond_its_deadline() -> None:
+    trial = Trial(timeout_s=2.5 * LOOK_S)
+    attempts = trial.begin()
+    attempts.delay_s(refusal("a"))
+    trial.clock.now += LOOK_S
+    assert attempts.token_wait_s() == LOOK_S
+    trial.clock.now += LOOK_S
+    with pytest.raises(losswire.UnauthenticatedError):
+        attempts.token_wait_s()
+
+
+def test_who_may_not_try_again_does_not_wait() -> None:
+    with pytest.raises(losswire.UnauthenticatedError):
+        Trial(max_attempts=1).begin().delay_s(refusal("a"))
+
+
+def test_a_certificate_that_expired_says_nothing_of_the_token() -> None:
+    attempts = Trial().begin()
+    attempts.delay_s(refusal(None))
+    assert attempts.token_wait_s() == 0.0
+
+
+def test_a_token_that_cannot_be_had_is_told_by_the_next_attempt(fake_server: FakeServer, connect: Any) -> None:
+    tokens = iter(["old"])
+
+    def token() -> str:
+        for found in tokens:
+            return found
+        raise LookupError("no token")
+
+    fake_server.then(expired())
+    client = connect(fake_server.target, token=token, retry=FAST)
+    with pytest.raises(LookupError, match="no token"):
+        client.cross_entropy(*BATCH)
+
+
+class Refused(grpc.RpcError):
+    """What gRPC raises for a call whose credentials had expired."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAUTHENTICATED
+
+    def details(self) -> str:
+        return "expired"
+
+    def trailing_metadata(self) -> tuple[Any, ...]:
+        return (status_details(self.code(), "CREDENTIALS_EXPIRED"),)
+
+
+@pytest.mark.parametrize(
+    ("token", "may_differ", "again"),
+    [
+        (None, True, True),
+        (None, False, False),
+        # A call with a token is its token's, whatever its certificates.
+        ("fixed", True, False),
+        ("fixed", False, False),
+        (lambda: "current", True, True),
+        (lambda: "current", False, True),
+    ],
+)
+def test_what_expired_is_tried_again_where_what_counts_can_be_another(
+    token: Token | None, may_differ: bool, again: bool
+) -> None:
+    endpoint = Endpoint("localhost:1", token=token)
+    error = translate(Refused(), endpoint, endpoint.metadata(), may_differ)
+    assert isinstance(error, losswire.UnauthenticatedError)
+    assert error.retry_after_s == (0.0 if again else None)
+    assert error.expired_token == (mark("current") if callable(token) else None)
