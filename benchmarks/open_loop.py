@@ -17,6 +17,7 @@ from grpc import aio
 from benchmarks import calls
 
 CONNECTIONS = 8
+_DETAILS_KEY = "grpc-status-details-bin"  # The server tells its reasons there, gRPC none.
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,15 @@ class Source:
 
 @dataclass
 class Outcome:
-    """What became of the calls of one source: seconds of each, by how it ended."""
+    """What became of the calls of one source: seconds of each, by how it ended.
+
+    Attributes:
+        answered_s: Of those with a result.
+        shed_s: Of those that the server refused as more than it can do.
+        expired_s: Of those whose deadline passed.
+        others: How any others ended. gRPC itself refuses calls of a connection, as UNAVAILABLE, while a server that is
+            short of a processor has not noticed the end of earlier ones.
+    """
 
     answered_s: list[float] = field(default_factory=list)
     shed_s: list[float] = field(default_factory=list)
@@ -90,7 +99,7 @@ async def _call(
         await method(source.body, timeout=deadline_s, metadata=metadata)
     except aio.AioRpcError as error:
         seconds = time.perf_counter() - due
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
+        if error.code() is grpc.StatusCode.UNAVAILABLE and _DETAILS_KEY in (error.trailing_metadata() or ()):
             outcome.shed_s.append(seconds)
         elif error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             outcome.expired_s.append(seconds)

@@ -24,6 +24,7 @@ from benchmarks.open_loop import Source
 
 SHAPE: Final = (64, 256)
 SERVICE_S: Final = 0.02
+UNAVAILABLE: Final = ("queue_full", "overloaded", "stalled")
 BODY: Final = calls.request(*SHAPE)
 COMMAND: Final = (sys.executable, "-m", "benchmarks.overloaded")
 
@@ -46,26 +47,25 @@ def counted(server: RunningServer, series: str) -> float:
 
 
 def test_what_would_come_too_late_is_refused_at_once_and_each_refusal_is_counted(slow: RunningServer) -> None:
-    # None gives up: of a connection with 64 calls that were left gRPC refuses the next by itself, which nobody counts.
     [outcome] = open_loop.run(slow.address, [Source(500, BODY)], 2.0, 30.0)
-    assert outcome.others == []
     assert outcome.answered_s
     assert outcome.shed_s
-    # Those that a busy machine lets come all at once find no room in memory either.
-    reasons = {
-        each: counted(slow, f'losswire_rejected_total{{reason="{each}"}}') for each in ("queue_full", "overloaded")
-    }
+    assert set(outcome.others) <= {"UNAVAILABLE"}
+    # Those that a busy machine lets come all at once find no room in memory either, or make some for others.
+    reasons = {each: counted(slow, f'losswire_rejected_total{{reason="{each}"}}') for each in UNAVAILABLE}
     assert reasons["queue_full"] > 0
-    # Whoever was kept by a busy machine until its time was up may have been refused in vain.
-    assert sum(reasons.values()) >= len(outcome.shed_s)
+    # Whoever was kept until its time was up may have been refused in vain.
+    assert sum(reasons.values()) >= len(outcome.shed_s), reasons
 
 
 def test_a_refusal_says_when_to_come_back(slow: RunningServer) -> None:
     with grpc.insecure_channel(slow.address) as channel:
         method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(calls.METHOD)
-        # More than a second of work, all at once.
-        futures = [method.future(BODY, timeout=60) for _ in range(60)]
-        refused = next(future for future in futures if future.exception() is not None)
+        refused = None
+        while refused is None:
+            # More than a second of work, all at once, unless this machine keeps the server from seeing that.
+            futures = [method.future(BODY, timeout=60) for _ in range(60)]
+            refused = next((future for future in futures if future.exception() is not None), None)
         failure = failure_of(refused.result)
     assert (failure.code, failure.info.reason) == (grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
     assert failure.retry_after_s is not None
