@@ -125,16 +125,34 @@ class Release:
         run("ctr", "--address", socket, "--namespace=k8s.io", "tasks", "kill", "--signal=SIGKILL", container)
 
     @contextmanager
-    def load(self, name: str = "load", token: Object | None = None, ca: Object | None = None) -> Iterator[Load]:
+    def load(
+        self,
+        name: str = "load",
+        token: Object | None = None,
+        ca: Object | None = None,
+        certificate: Object | None = None,
+        *,
+        once: bool = False,
+    ) -> Iterator[Load]:
         """A pod that calls the headless Service without end, while the block lasts.
 
         Args:
             name: The pod's.
             token: Where its token comes from, as the source of a projected volume that gives the file `token`.
             ca: Where the server's CA does, likewise as `ca.crt`; None calls in plain text.
+            certificate: Where its own certificate does, likewise as `tls.crt` and `tls.key`.
+            once: Whether it never tries a call again.
         """
-        sources = [each for each in (token, ca) if each]
-        files = {"LOSSWIRE_TOKEN_FILE": token and "token", "LOSSWIRE_CA": ca and "ca.crt"}
+        sources = [each for each in (token, ca, certificate) if each]
+        files = {
+            "LOSSWIRE_TOKEN_FILE": token and "token",
+            "LOSSWIRE_CA": ca and "ca.crt",
+            "LOSSWIRE_CERTIFICATE": certificate and "tls.crt",
+            "LOSSWIRE_KEY": certificate and "tls.key",
+        }
+        environment = {key: f"{SHOWN}/{file}" for key, file in files.items() if file}
+        if once:
+            environment["LOAD_ONCE"] = "1"
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -148,7 +166,7 @@ class Release:
                         "image": self.image,
                         "imagePullPolicy": "Never",
                         "command": ["python", "-c", (SCRIPTS / "load.py").read_text(), TARGET],
-                        "env": [{"name": key, "value": f"{SHOWN}/{file}"} for key, file in files.items() if file],
+                        "env": [{"name": key, "value": value} for key, value in environment.items()],
                         "volumeMounts": [{"name": "shown", "mountPath": SHOWN}],
                     }
                 ],
