@@ -262,6 +262,30 @@ def test_a_session_goes_on_with_the_next_token(fake_server: FakeServer, connect:
     assert [call.metadata["authorization"] for call in fake_server.received] == ["Bearer old", "Bearer new"]
 
 
+def test_a_session_whose_token_is_taken_away_goes_on_with_the_one_of_its_file(
+    fake_server: FakeServer, connect: Any, tmp_path: Path
+) -> None:
+    """The last step of a rotation: the old token is good no more, and the stream began with it."""
+    path = tmp_path / "token"
+    path.write_text("old")
+
+    def taken_away(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        path.write_text("new")
+        yield from unknown(requests, context)
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    unknown = fail(code, after=1, trailing=[status_details(code, "UNAUTHENTICATED")])
+    fake_server.then(taken_away, each_answered, unknown)
+    with connect(fake_server.target, token=path, retry=FAST).session() as session:
+        assert float(session.cross_entropy(*BATCH)) == 1.5
+    assert [call.metadata["authorization"] for call in fake_server.received] == ["Bearer old", "Bearer new"]
+
+    client = connect(fake_server.target, token=path, retry=FAST)
+    with client.session() as session, pytest.raises(losswire.UnauthenticatedError):
+        session.cross_entropy(*BATCH)
+    assert len(fake_server.received) == 3
+
+
 @pytest.mark.parametrize("token", ["", "a b", "a\nb", "é", "a\x7f"])
 def test_a_token_that_is_none_is_refused_without_being_told(token: str) -> None:
     with pytest.raises(losswire.InvalidArgumentError, match="token is empty or holds what no token does") as caught:

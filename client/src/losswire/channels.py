@@ -25,6 +25,8 @@ Pem = bytes | str | os.PathLike[str]
 Token = str | os.PathLike[str] | Callable[[], str]
 """A bearer token, the file of one, or a function that returns the current one."""
 
+Metadata = tuple[tuple[str, str], ...]
+
 _SCHEMES_WITH_ADDRESSES: Final = ("dns", "ipv4", "ipv6")
 
 _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
@@ -170,8 +172,12 @@ class Endpoint:
         options.update(self.channel_options)
         return list(options.items())
 
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What accompanies every call."""
+    def has_another_token(self, metadata: Metadata) -> bool:
+        """Whether a call that begins now shows another token than one that began with this metadata."""
+        return self.renews_token and self.metadata()[:1] != metadata[:1]
+
+    def metadata(self) -> Metadata:
+        """What accompanies every call; the token comes first."""
         trace = () if self.tracing is None else self.tracing.metadata()
         if self.current_token is None:
             return trace

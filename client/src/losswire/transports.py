@@ -14,9 +14,15 @@ from typing import Any, Final, Protocol, cast
 import grpc
 
 from losswire.calls import EVALUATE_STREAM, UNARY_METHODS
-from losswire.channels import Endpoint
+from losswire.channels import Endpoint, Metadata
 from losswire.connections import Connections
-from losswire.errors import CallCancelledError, LosswireError, error_from_status, is_failed_handshake
+from losswire.errors import (
+    CallCancelledError,
+    LosswireError,
+    UnauthenticatedError,
+    error_from_status,
+    is_failed_handshake,
+)
 
 _READY: Final = grpc.ChannelConnectivity.READY.value[0]
 _CONNECT_POLL_S: Final = 0.2
@@ -79,7 +85,7 @@ class GrpcTransport:
         """The reply to one message."""
         line = self._connections.take()
         try:
-            return cast(bytes, self._invoke(line.channel.unary[method], request, timeout_s))
+            return cast(bytes, self._invoke(line.channel.unary[method], request, timeout_s, self._endpoint.metadata()))
         except grpc.RpcError as error:
             raise translate(error, self._endpoint, self._connections.may_differ(line)) from error
         finally:
@@ -89,7 +95,7 @@ class GrpcTransport:
         """Sends one message, and does not wait for the reply."""
         line = self._connections.take()
         try:
-            call = self._invoke(line.channel.unary[method].future, request, timeout_s)
+            call = self._invoke(line.channel.unary[method].future, request, timeout_s, self._endpoint.metadata())
         except BaseException:
             self._connections.give_back(line)
             raise
@@ -108,13 +114,23 @@ class GrpcTransport:
         """The replies to the frames of a stream. gRPC takes the frames in a thread of its own."""
         line = self._connections.take()
         try:
-            call = self._invoke(line.channel.stream, frames, timeout_s)
+            shown = self._endpoint.metadata()
+            call = self._invoke(line.channel.stream, frames, timeout_s, shown)
         except BaseException:
             self._connections.give_back(line)
             raise
         if not call.add_callback(lambda: self._connections.give_back(line)):
             self._connections.give_back(line)  # It has ended already.
-        return _GrpcStream(call, lambda error: translate(error, self._endpoint, self._connections.may_differ(line)))
+
+        def to_error(error: grpc.RpcError) -> LosswireError:
+            translated = translate(error, self._endpoint, self._connections.may_differ(line))
+            # A stream outlives the token that it began with, which may be taken away once there is another.
+            refused = isinstance(translated, UnauthenticatedError) and translated.retry_after_s is None
+            if refused and self._endpoint.has_another_token(shown):
+                translated.retry_after_s = 0.0
+            return translated
+
+        return _GrpcStream(call, to_error)
 
     def close(self) -> None:
         """Ends all calls and connections."""
@@ -122,8 +138,7 @@ class GrpcTransport:
         for channel in self._connections.all():
             channel.channel.close()
 
-    def _invoke(self, method: _Invoke, request: bytes | Iterator[bytes], timeout_s: float) -> Any:
-        metadata = self._endpoint.metadata()
+    def _invoke(self, method: _Invoke, request: bytes | Iterator[bytes], timeout_s: float, metadata: Metadata) -> Any:
         try:
             return method(request, timeout=grpc_timeout(timeout_s), metadata=metadata)
         except ValueError as error:
