@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from certificates import Authority
@@ -142,6 +143,13 @@ def standing(release: Release) -> list[object]:
     ]
 
 
+def mounted_token(cluster: Cluster, pod: str, volume: str) -> Path:
+    """The file on the node that a pod has as its token, by the kind and name of the volume."""
+    [found] = cluster.get("pods", f"--namespace={SPACE}", f"--field-selector=metadata.name={pod}")
+    uid: str = found["metadata"]["uid"]
+    return cluster.folder / "kubelet/pods" / uid / "volumes" / f"kubernetes.io~{volume}" / "token"
+
+
 def refusal(release: Release, name: str, *shown: Object | None, once: bool = False) -> str:
     """What a pod is told that nobody lets in, whatever it shows: `shown` as `Release.load` takes it."""
     with release.load(name, *shown, once=once) as load:
@@ -170,18 +178,22 @@ def test_callers_are_asked_who_they_are_and_their_token_is_replaced_without_a_lo
         assert "does not show who makes it" in refusal(release, "stranger")
         assert load.lost() == NONE_LOST
 
-        [worker] = cluster.get("pods", f"--namespace={SPACE}", "--field-selector=metadata.name=worker")
-        volumes = cluster.folder / "kubelet/pods" / worker["metadata"]["uid"] / "volumes"
-        mounted = volumes / "kubernetes.io~projected/shown/token"
-
-        with read_again(release, pods, "identity"):
-            give_hashes(cluster, FIRST, SECOND)
-        give(cluster, "worker-token", token=SECOND)
-        wait_for("the worker's token", lambda: mounted.read_text() == SECOND, timeout_s=300)
-        with read_again(release, pods, "identity"):
-            give_hashes(cluster, SECOND)
-        load.wait_for_calls(100)
-        assert load.lost() == NONE_LOST
+        with release.scoring({"identity": identity}) as committed:
+            mounted = [
+                mounted_token(cluster, "worker", "projected/shown"),
+                mounted_token(cluster, "batch", "secret/token"),
+            ]
+            with read_again(release, pods, "identity"):
+                give_hashes(cluster, FIRST, SECOND)
+            give(cluster, "worker-token", token=SECOND)
+            wait_for("their new token", lambda: all(each.read_text() == SECOND for each in mounted), timeout_s=300)
+            with read_again(release, pods, "identity"):
+                give_hashes(cluster, SECOND)
+            so_far = committed()
+            load.wait_for_calls(100)
+            assert load.lost() == NONE_LOST
+            # Fewer were under way, or done and not told, as the old token was good no more.
+            wait_for("200 more shards to be scored", lambda: committed() > so_far + 200, timeout_s=300)
 
     assert "none that this server knows" in refusal(release, "late", {"secret": {"name": "old-token"}})
     assert release.test().count("loss 1.0646, expected 1.0646") == 2
