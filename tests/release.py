@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from chart_features import Values, merged
 from cluster import SCRIPTS, Cluster, Object, run, wait_for
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,6 +18,12 @@ SPACE, NAME = "scoring", "loss"
 NONE_LOST = {"failed": 0, "wrong": 0}
 # Where a pod that calls has what it shows, and what it knows the server by.
 SHOWN = "/var/run/losswire"
+# Makes so many small shards that a pod with a tenth of a CPU is busy with them for many minutes.
+SHARDS = """
+import numpy as np
+for number in range(8000):
+    np.savez(f"/data/{number}.npz", logits=np.zeros((64, 100), np.float32), target=np.zeros(64, np.int64))
+"""
 TARGET = f"dns:///{NAME}-losswire-headless.{SPACE}:50051"
 
 
@@ -125,16 +132,34 @@ class Release:
         run("ctr", "--address", socket, "--namespace=k8s.io", "tasks", "kill", "--signal=SIGKILL", container)
 
     @contextmanager
-    def load(self, name: str = "load", token: Object | None = None, ca: Object | None = None) -> Iterator[Load]:
+    def load(
+        self,
+        name: str = "load",
+        token: Object | None = None,
+        ca: Object | None = None,
+        certificate: Object | None = None,
+        *,
+        once: bool = False,
+    ) -> Iterator[Load]:
         """A pod that calls the headless Service without end, while the block lasts.
 
         Args:
             name: The pod's.
             token: Where its token comes from, as the source of a projected volume that gives the file `token`.
             ca: Where the server's CA does, likewise as `ca.crt`; None calls in plain text.
+            certificate: Where its own certificate does, likewise as `tls.crt` and `tls.key`.
+            once: Whether it never tries a call again.
         """
-        sources = [each for each in (token, ca) if each]
-        files = {"LOSSWIRE_TOKEN_FILE": token and "token", "LOSSWIRE_CA": ca and "ca.crt"}
+        sources = [each for each in (token, ca, certificate) if each]
+        files = {
+            "LOSSWIRE_TOKEN_FILE": token and "token",
+            "LOSSWIRE_CA": ca and "ca.crt",
+            "LOSSWIRE_CERTIFICATE": certificate and "tls.crt",
+            "LOSSWIRE_KEY": certificate and "tls.key",
+        }
+        environment = {key: f"{SHOWN}/{file}" for key, file in files.items() if file}
+        if once:
+            environment["LOAD_ONCE"] = "1"
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -148,7 +173,7 @@ class Release:
                         "image": self.image,
                         "imagePullPolicy": "Never",
                         "command": ["python", "-c", (SCRIPTS / "load.py").read_text(), TARGET],
-                        "env": [{"name": key, "value": f"{SHOWN}/{file}"} for key, file in files.items() if file],
+                        "env": [{"name": key, "value": value} for key, value in environment.items()],
                         "volumeMounts": [{"name": "shown", "mountPath": SHOWN}],
                     }
                 ],
@@ -165,3 +190,41 @@ class Release:
             yield load
         finally:
             self.cluster.kubectl("delete", "pod", name, f"--namespace={SPACE}", "--wait=true")
+
+    @contextmanager
+    def scoring(self, *parts: Values) -> Iterator[Callable[[], int]]:
+        """A batch pod of the chart with these values, while the block lasts; tells how many shards it has scored.
+
+        This Kubernetes has no Indexed Jobs, so the Job's pod is made by hand, and given its number.
+        """
+        data = {"volumes": [{"name": "data", "emptyDir": {}}], "volumeMounts": [{"name": "data", "mountPath": "/data"}]}
+        batch = {
+            "sources": ["/data/*.npz"],
+            "outputDirectory": "/data/scores",
+            "arguments": ["--progress=json"],
+            **data,
+        }
+        batch |= {"enabled": True, "resources": {"requests": {"cpu": "100m"}, "limits": {"cpu": "100m"}}}
+        values = self.values(*parts, {"batch": batch})
+        objects = yaml.safe_load_all(self._helm("template", NAME, self.chart, "--values=-", values=values))
+        [spec] = [each["spec"]["template"]["spec"] for each in objects if each and each["kind"] == "Job"]
+        [container] = spec["containers"]
+        container["env"].append({"name": "JOB_COMPLETION_INDEX", "value": "0"})
+        first = {"name": "shards", "command": ["python", "-c", SHARDS], "volumeMounts": data["volumeMounts"]}
+        spec["initContainers"] = [{**first, "image": self.image, "imagePullPolicy": "Never"}]
+        metadata = {"name": "batch", "namespace": SPACE}
+        self.cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+
+        def committed() -> int:
+            """Of its last line; it has none as it starts, and one that tells why if it ends."""
+            last = self.cluster.kubectl("logs", "batch", f"--namespace={SPACE}", "--tail=1")
+            assert last.startswith("{") or not last, last
+            return int(json.loads(last)["committed"]) if last else 0
+
+        try:
+            wait = ("--for=condition=Ready", "--timeout=120s")
+            self.cluster.kubectl("wait", "pod/batch", f"--namespace={SPACE}", *wait)
+            wait_for("the first shards to be scored", committed)
+            yield committed
+        finally:
+            self.cluster.kubectl("delete", "pod", "batch", f"--namespace={SPACE}", "--grace-period=1", "--wait=true")

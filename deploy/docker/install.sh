@@ -6,9 +6,10 @@ install="/opt/build/bin/pip --python /opt/losswire/bin/python install --quiet --
 $install --require-hashes --requirement /requirements.txt
 $install --no-index /wheels/*.whl
 packages=$(/opt/losswire/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-# What PyTorch has for compiling against it and for its own tests, and the tests of its dependencies.
+# What PyTorch and pyarrow have for compiling against them and for their own tests, and the tests of their dependencies.
 rm -rf "$packages"/torch/include "$packages"/torch/share "$packages"/torch/test "$packages"/torch/bin/*test* \
     "$packages"/torch/lib/*.a "$packages"/sympy/*/tests "$packages"/sympy/*/*/tests "$packages"/networkx/*/tests \
-    "$packages"/networkx/*/*/tests "$packages"/numpy/*/tests "$packages"/numpy/tests
+    "$packages"/networkx/*/*/tests "$packages"/numpy/*/tests "$packages"/numpy/tests \
+    "$packages"/pyarrow/include "$packages"/pyarrow/tests
 # One file of PyTorch's holds the syntax of a newer Python.
 /opt/losswire/bin/python -m compileall -q -x py312_intrinsics "$packages"

@@ -21,7 +21,7 @@ lock() { # TARGET REQUIREMENT ARGUMENTS…
     echo "$2" >"$folder/torch.in"
     shift 2
     "$python" -m piptools compile --quiet --generate-hashes --strip-extras --no-header --no-annotate --no-emit-find-links \
-        --no-emit-index-url --find-links "$folder" --unsafe-package losswire --extra cli --extra bfloat16 --extra otlp \
+        --no-emit-index-url --find-links "$folder" --unsafe-package losswire --extra cli --extra score --extra bfloat16 --extra otlp \
         --output-file "$lock" "$@" client/pyproject.toml server/pyproject.toml "$folder/torch.in"
     sed -i '/^#/d' "$lock"
 }

@@ -341,3 +341,17 @@ def test_a_server_that_wants_tls_is_guessed(demanding: SwappedServer, connect: A
     client = connect(demanding.server.target, retry=RetryPolicy(max_attempts=1))
     with pytest.raises(losswire.UnavailableError, match="does it ask for TLS, or for a client certificate"):
         client.cross_entropy(*BATCH)
+
+
+def test_several_servers_that_want_a_certificate_are_guessed(
+    demanding: SwappedServer, authority: Authority, connect: Any
+) -> None:
+    other = SwappedServer(authority)
+    target = f"{at_one_address(demanding.server)},127.0.0.1:{other.server.port}"
+    tls = Tls(ca=authority.pem, server_name="localhost")
+    client = connect(target, tls=tls, retry=RetryPolicy(max_attempts=1))
+    try:
+        with pytest.raises(losswire.UnavailableError, match="does it ask for TLS, or for a client certificate"):
+            client.cross_entropy(*BATCH)
+    finally:
+        other.server.stop()

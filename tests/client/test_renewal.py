@@ -161,7 +161,7 @@ def test_an_error_that_tells_of_a_token_can_be_pickled_and_does_not_hold_it(
     with pytest.raises(losswire.UnauthenticatedError) as caught:
         client.cross_entropy(*BATCH)
     pickled = pickle.dumps(caught.value)
-    assert pickle.loads(pickled).expired_token == caught.value.expired_token == mark("secret")
+    assert pickle.loads(pickled).refused_token == caught.value.refused_token == mark("secret")
     assert b"secret" not in pickled
 
 
@@ -197,10 +197,44 @@ def test_a_session_goes_on_with_the_next_token(fake_server: FakeServer, connect:
     assert [call.metadata["authorization"] for call in fake_server.received] == ["Bearer old", "Bearer new"]
 
 
+def test_a_session_whose_token_is_taken_away_goes_on_with_the_one_of_its_file(
+    fake_server: FakeServer, connect: Any, tmp_path: Path
+) -> None:
+    """The last step of a rotation: the old token is good no more, and the stream began with it."""
+    path = tmp_path / "token"
+    path.write_text("old")
+
+    def taken_away(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        path.write_text("new")
+        yield from unknown(requests, context)
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    unknown = fail(code, after=1, trailing=[status_details(code, "UNAUTHENTICATED")])
+    fake_server.then(taken_away, each_answered, unknown)
+    with connect(fake_server.target, token=path, retry=FAST).session() as session:
+        assert float(session.cross_entropy(*BATCH)) == 1.5
+    assert shown(fake_server) == ["Bearer old", "Bearer new"]
+
+    client = connect(fake_server.target, token=path, retry=FAST)
+    with client.session() as session, pytest.raises(losswire.UnauthenticatedError):
+        session.cross_entropy(*BATCH)
+    assert len(fake_server.received) == 3
+
+
+def test_a_token_that_was_taken_away_is_told_where_no_other_can_be_had(fake_server: FakeServer, connect: Any) -> None:
+    code = grpc.StatusCode.UNAUTHENTICATED
+    fake_server.then(fail(code, trailing=[status_details(code, "UNAUTHENTICATED")]))
+    tokens = iter(["old"])
+    with pytest.raises(losswire.UnauthenticatedError) as caught:
+        connect(fake_server.target, token=lambda: next(tokens), retry=FAST).cross_entropy(*BATCH)
+    assert caught.value.refused_token is None
+    assert len(fake_server.received) == 1
+
+
 def refusal(token: str | None) -> losswire.UnauthenticatedError:
     """What the transport makes of the refusal of a token that had expired."""
     error = losswire.UnauthenticatedError("expired", reason="CREDENTIALS_EXPIRED", retry_after_s=0.0)
-    error.expired_token = None if token is None else mark(token)
+    error.refused_token = None if token is None else mark(token)
     return error
 
 
@@ -353,4 +387,4 @@ def test_what_expired_is_tried_again_where_what_counts_can_be_another(
     error = translate(Refused(), endpoint, endpoint.metadata(), may_differ)
     assert isinstance(error, losswire.UnauthenticatedError)
     assert error.retry_after_s == (0.0 if again else None)
-    assert error.expired_token == (mark("current") if callable(token) else None)
+    assert error.refused_token == (mark("current") if callable(token) else None)

@@ -25,7 +25,7 @@ def locked(target: str) -> dict[str, Version]:
 def needed() -> list[Requirement]:
     """What both packages ask for, with the extras that the image has."""
     found: list[str] = []
-    for folder, extras in (("client", ("cli", "bfloat16")), ("server", ("otlp",))):
+    for folder, extras in (("client", ("cli", "score", "bfloat16")), ("server", ("otlp",))):
         project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
         found += project["dependencies"]
         for extra in extras:

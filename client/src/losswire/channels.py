@@ -25,6 +25,8 @@ Pem = bytes | str | os.PathLike[str]
 Token = str | os.PathLike[str] | Callable[[], str]
 """A bearer token, the file of one, or a function that returns the current one."""
 
+Metadata = tuple[tuple[str, str], ...]
+
 _SCHEMES_WITH_ADDRESSES: Final = ("dns", "ipv4", "ipv6")
 
 _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
@@ -171,7 +173,14 @@ class Endpoint:
         options.update(self.channel_options)
         return list(options.items())
 
-    def metadata(self) -> tuple[tuple[str, str], ...]:
+    def has_another_token(self, token: str) -> bool:
+        """Whether a call that begins now shows another token than this one."""
+        try:
+            return self.current_token is not None and self.current_token() != token
+        except Exception:  # Whatever it is, there is none.
+            return False
+
+    def metadata(self) -> Metadata:
         """What accompanies every call."""
         trace = () if self.tracing is None else self.tracing.metadata()
         if self.current_token is None:

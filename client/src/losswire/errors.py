@@ -98,10 +98,11 @@ class UnauthenticatedError(LosswireError):
     """The server does not know who calls: the token or the certificate is absent or not valid.
 
     Attributes:
-        expired_token: What tells the token that had expired from others; None where it was none, or cannot be another.
+        refused_token: What tells the token from others where another one may be shown, as it has expired or there is
+            another by now; else None.
     """
 
-    expired_token: int | None = None
+    refused_token: int | None = None
 
 
 class PermissionDeniedError(LosswireError):
@@ -126,6 +127,9 @@ class ClosedError(LosswireError):
 
 _HANDSHAKE_SIGNS: Final = ("SSL_ERROR_SSL", "Verification Check failed")
 """gRPC's words for handshakes that fail for good; "Handshake read failed" is a server that went away meanwhile."""
+
+_NO_CONNECTION_SIGNS: Final = ("failed to connect", "connections to all backends failing")
+"""gRPC's words for having no connection: to the one address behind a name, and to any of several."""
 
 _BY_STATUS: Final[dict[grpc.StatusCode, type[LosswireError]]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
@@ -179,7 +183,8 @@ def _explain(code: grpc.StatusCode, message: str, target: str) -> str:
     message = " ".join(message.split())
     if code is grpc.StatusCode.UNAVAILABLE and any(sign in message for sign in _HANDSHAKE_SIGNS):
         return f"the TLS handshake with {target} failed ({message}); do tls, its ca and its server_name fit the server?"
-    if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in message and "Socket closed" in message:
+    unconnected = code is grpc.StatusCode.UNAVAILABLE and any(sign in message for sign in _NO_CONNECTION_SIGNS)
+    if unconnected and "Socket closed" in message:
         return (
             f"what listens at {target} closes connections ({message}); "
             "does it ask for TLS, or for a client certificate that it trusts?"

@@ -180,8 +180,8 @@ class Attempts:
         self._last_error: LosswireError | None = None
         self._connect_deadline = -math.inf
         self._renewal = renewal
-        # Tokens that it showed and that had expired, and until when it waits for another.
-        self._expired_tokens: set[int] = set()
+        # Tokens that it showed in vain, and until when it waits for another.
+        self._refused_tokens: set[int] = set()
         self._renewal_deadline = -math.inf
         budget.earn()
 
@@ -227,7 +227,7 @@ class Attempts:
         self._failed += 1
         if not may_pass(error) or error.retry_forbidden or self._failed >= self._policy.max_attempts:
             raise error
-        if self._is_first_to_expire(error):
+        if self._is_first_refused(error):
             if spend:
                 self._budget.count()
             return 0.0
@@ -237,30 +237,30 @@ class Attempts:
         return delay
 
     def token_wait_s(self) -> float:
-        """Seconds to wait before asking this again, while the token is one that expired in this call; else 0.
+        """Seconds to wait before asking this again, while the token is one that was refused in this call; else 0.
 
         To be asked after the wait of `delay_s`: no attempt is worth its way with the same token.
 
         Raises:
             LosswireError: what ended the last attempt, if no other token came in time, or could before the deadline.
         """
-        if self._renewal is None or not self._expired_tokens or self._renewal.current() not in self._expired_tokens:
+        if self._renewal is None or not self._refused_tokens or self._renewal.current() not in self._refused_tokens:
             return 0.0
         now = self._clock()
         wait_s = min(LOOK_S, self._renewal_deadline - now)
         if wait_s <= 0 or now + wait_s >= self._deadline:
-            assert self._last_error is not None, "a token expired"
+            assert self._last_error is not None, "a token was refused"
             raise self._last_error
         return wait_s
 
-    def _is_first_to_expire(self, error: LosswireError) -> bool:
-        """Takes note of a token that expired; whether it is the first, so that another one may be shown at once.
+    def _is_first_refused(self, error: LosswireError) -> bool:
+        """Takes note of a token that was refused; whether it is the first, so that another one may be shown at once.
 
-        Once there is another nothing is wrong. Where that has expired too something is, and the policy says the rest.
+        Once there is another nothing is wrong. Where that is refused too something is, and the policy says the rest.
         """
-        token = error.expired_token if isinstance(error, UnauthenticatedError) else None
+        token = error.refused_token if isinstance(error, UnauthenticatedError) else None
         if token is None or self._renewal is None:
             return False
-        self._expired_tokens.add(token)
+        self._refused_tokens.add(token)
         self._renewal_deadline = self._renewal.waited_for_until(token)
-        return len(self._expired_tokens) == 1
+        return len(self._refused_tokens) == 1

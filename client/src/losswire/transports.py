@@ -230,12 +230,16 @@ def translate(error: grpc.RpcError, endpoint: Endpoint, metadata: Metadata, may_
     # Every RpcError that a call raises is also the call.
     call: Any = error
     translated = error_from_status(call.code(), call.details() or "", call.trailing_metadata() or (), endpoint.target)
-    if isinstance(translated, UnauthenticatedError) and translated.reason == "CREDENTIALS_EXPIRED":
+    if isinstance(translated, UnauthenticatedError):
+        has_expired = translated.reason == "CREDENTIALS_EXPIRED"
         # A call with a token is its token's, whatever its certificates.
         if endpoint.renews_token:
-            translated.retry_after_s = 0.0
-            translated.expired_token = mark(dict(metadata)["authorization"].removeprefix("Bearer "))
-        elif endpoint.token is None and may_differ:
+            token = dict(metadata)["authorization"].removeprefix("Bearer ")
+            # One that a stream began with may be taken away once there is another.
+            if has_expired or endpoint.has_another_token(token):
+                translated.retry_after_s = 0.0
+                translated.refused_token = mark(token)
+        elif has_expired and endpoint.token is None and may_differ:
             translated.retry_after_s = 0.0
     if is_failed_handshake(translated) and not may_differ:
         # It would fail again, and again.

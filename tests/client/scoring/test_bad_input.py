@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -113,8 +114,15 @@ def test_a_server_that_never_answers_is_told(losswire: Losswire, shards: list[Pa
         assert address in error_of(losswire("score", "data", "--out", "out", *flags), 1)
 
 
+@pytest.mark.parametrize("library", ["xxhash", "pyarrow"])
 def test_a_library_that_is_missing_is_told_with_what_installs_it(
-    losswire: Losswire, shards: list[Path], monkeypatch: pytest.MonkeyPatch
+    losswire: Losswire, shards: list[Path], monkeypatch: pytest.MonkeyPatch, library: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "xxhash", None)
+    def release(name: str) -> str:
+        if name == library:
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setattr("losswire.scoring.manifest.version", release)
     assert 'pip install "losswire[score]"' in error_of(losswire("score", "data", "--out", "out"), 1)

@@ -1,8 +1,10 @@
 """Calls losswire without end from several threads, and prints a line of JSON a second: calls, failures, wrong answers.
 
 Argument: the target. Half of the threads send small batches, and half send batches of 8 MiB, as streams. Every answer
-is compared with the first one, whose bits it must have. LOSSWIRE_TOKEN_FILE is the file of a token and LOSSWIRE_CA
-that of the server's CA, where there are such.
+is compared with the first one, whose bits it must have. LOSSWIRE_TOKEN_FILE is the file of a token, LOSSWIRE_CA that of
+the server's CA, and LOSSWIRE_CERTIFICATE and LOSSWIRE_KEY those of the caller's certificate, where there are such.
+With LOAD_ONCE no call is tried again; one whose connection came of age as it began, which only shows then, is counted
+apart from those that failed.
 """
 
 import json
@@ -17,26 +19,31 @@ import numpy as np
 import losswire
 
 THREADS = 4
+SHOWN = ("CA", "CERTIFICATE", "KEY", "TOKEN_FILE")
 
 rng = np.random.default_rng(0)
 lock = threading.Lock()
-counts = {"calls": 0, "failed": 0, "wrong": 0}
+counts = {"calls": 0, "failed": 0, "wrong": 0, "of_age": 0}
 errors: list[str] = []
 
 
 def call(target: str, logits: np.ndarray, labels: np.ndarray) -> None:
     """Call for ever, a few times a second, so that many of these share two cores."""
-    ca, token_file = os.environ.get("LOSSWIRE_CA"), os.environ.get("LOSSWIRE_TOKEN_FILE")
-    tls, token = losswire.Tls(ca) if ca else None, Path(token_file) if token_file else None
-    with losswire.Client(target, timeout_s=60.0, tls=tls, token=token, token_without_tls=True) as client:
+    ca, certificate, key, token_file = (os.environ.get(f"LOSSWIRE_{name}") for name in SHOWN)
+    tls, token = losswire.Tls(ca, certificate, key) if ca else None, Path(token_file) if token_file else None
+    retry = losswire.RetryPolicy(max_attempts=1) if "LOAD_ONCE" in os.environ else losswire.RetryPolicy()
+    with losswire.Client(target, timeout_s=60.0, retry=retry, tls=tls, token=token, token_without_tls=True) as client:
         expected = None
         while True:
             try:
                 loss = float(client.cross_entropy(logits, labels))
             except losswire.LosswireError as error:
                 with lock:
-                    counts["failed"] += 1
-                    errors.append(str(error))
+                    if "max_age" in str(error):
+                        counts["of_age"] += 1
+                    else:
+                        counts["failed"] += 1
+                        errors.append(str(error))
             else:
                 expected = loss if expected is None else expected
                 with lock:

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from losswire.info import ServerInfo
-from losswire.scoring.errors import RefusedError, ScoringError
+from losswire.scoring.errors import RefusedError, ScoringError, require
 from losswire.scoring.folder import TEMPORARY, Folder
 from losswire.scoring.row_file import ROWS_FOLDER, shard_number
 
@@ -99,6 +99,7 @@ class ScoreOptions:
 
 def _default_versions() -> dict[str, str]:
     # The writer of Parquet names itself in the file.
+    require("pyarrow")
     return {name: version(name) for name in ("losswire", "pyarrow")}
 
 
