@@ -256,11 +256,13 @@ class Attempts:
     def _is_first_to_expire(self, error: LosswireError) -> bool:
         """Takes note of a token that expired; whether it is the first, so that another one may be shown at once.
 
-        Once there is another nothing is wrong. Where that has expired too something is, and the policy says the rest.
+        Once there is another nothing is wrong. Where that has expired too, or a function gave the first one once more,
+        something is, and the policy says the rest.
         """
         token = error.expired_token if isinstance(error, UnauthenticatedError) else None
         if token is None or self._renewal is None:
             return False
+        is_first = not self._expired_tokens
         self._expired_tokens.add(token)
         self._renewal_deadline = self._renewal.waited_for_until(token)
-        return len(self._expired_tokens) == 1
+        return is_first
