@@ -195,6 +195,27 @@ def test_files_that_never_stay_keep_nobody_from_starting_or_stopping(
     assert reader.held[-1] == "fourth"
 
 
+def test_a_file_that_cannot_be_read_to_its_end_keeps_nobody_from_stopping(
+    reader: Reader, watched: WatchedFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("losswire_server.watched_files.STOP_S", 0.01)
+    begun, released, over = threading.Event(), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        released.wait(WAIT_S)
+        over.set()
+
+    reader.meanwhile = hang
+    reader.replace("second")
+    assert begun.wait(WAIT_S)
+    try:
+        watched.stop()
+        assert not over.is_set()
+    finally:
+        released.set()
+
+
 def test_what_a_file_names_is_watched_too(reader: Reader, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("a")
     reader.path.write_text("names+keys")

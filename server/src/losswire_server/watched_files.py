@@ -31,6 +31,10 @@ TRIES: Final = 20
 AGAIN_S: Final = 0.05
 """How long they are left alone in between."""
 
+STOP_S: Final = 2.0
+"""How long a look under way is waited for at the end: a file system may not answer, nor a pipe that lies in a file's
+place."""
+
 
 class UnsettledError(Exception):
     """Files changed each time that they were read."""
@@ -97,7 +101,7 @@ class WatchedFiles:
         """Look no more."""
         self._stopped.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(STOP_S)
 
     def _watch(self) -> None:
         while not self._stopped.wait(self._poll_s):
