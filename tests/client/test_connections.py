@@ -36,6 +36,9 @@ class Files:
         new, self.new = self.new, False
         return new
 
+    def have_changed(self) -> bool:
+        return self.new
+
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Channel]:

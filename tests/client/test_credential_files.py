@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import losswire
 from losswire import RetryPolicy, Tls, v1
 from losswire.channels import Endpoint
 from losswire.connections import Connections
-from losswire.credential_files import LOOK_S, CertificateFiles, TokenFile
+from losswire.credential_files import LOOK_S, PATIENCE_S, CertificateFiles, TokenFile
 
 BATCH = np.zeros((3, 5), np.float32), np.zeros(3, np.int64)
 
@@ -151,6 +152,46 @@ def test_half_a_pair_that_was_written_just_now_is_waited_for(
     assert files.read() == {"certificate": pem, "key": key}
 
 
+def test_files_that_change_all_the_time_are_not_read_for_ever(
+    files: CertificateFiles, clock: Clock, tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swaps = 0
+
+    def then_swapped(path: Path, read_bytes: Callable[[Path], bytes] = Path.read_bytes) -> bytes:
+        nonlocal swaps
+        content = read_bytes(path)
+        swaps += 1
+        assert swaps < 1000, "it is read again and again"
+        (tmp_path / "next").write_bytes(authority.pem)
+        (tmp_path / "next").replace(tmp_path / "ca.pem")
+        return content
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    monkeypatch.setattr(Path, "read_bytes", then_swapped)
+    monkeypatch.setattr("time.sleep", sleep)
+    with pytest.raises(losswire.InvalidArgumentError, match="certificate and key and ca changed while they were read"):
+        files.read()
+    assert clock.now <= 1000 + PATIENCE_S + LOOK_S
+
+
+def test_what_comes_out_of_a_pipe_is_read_once(authority: Authority, clock: Clock) -> None:
+    """As of `--ca <(decrypt ca.pem)`."""
+    reading, writing = os.pipe()
+    try:
+        files = CertificateFiles(ca=Path(f"/dev/fd/{reading}"), clock=clock, wall_clock=lambda: time.time() + 60)
+        os.write(writing, authority.pem)
+        os.close(writing)
+        assert files.read() == {"ca": authority.pem}
+        clock.look()
+        assert not files.are_new()
+        with pytest.raises(losswire.InvalidArgumentError, match=r"ca cannot be read from /dev/fd/.*: it is empty"):
+            files.read()
+    finally:
+        os.close(reading)
+
+
 @pytest.mark.parametrize("broken", ["client.key", "client.pem", "ca.pem"])
 def test_files_that_cannot_be_used_are_named(files: CertificateFiles, tmp_path: Path, broken: str) -> None:
     (tmp_path / broken).write_bytes(b"no PEM at all")
@@ -185,6 +226,46 @@ def test_files_that_cannot_be_used_are_told_of_once_and_those_before_stay(
     assert len(caplog.messages) == 1
     assert "those from before stay in use: certificate" in caplog.messages[0]
     write_pair(tmp_path, authority, "worker.example")
+    clock.look()
+    connections.take()
+    assert len(opened) == 2
+
+
+def test_calls_do_not_wait_for_files_that_change_as_they_are_renewed(
+    tmp_path: Path,
+    authority: Authority,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The call may be on an event loop. What changes meanwhile is looked at once more, and no fault."""
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(authority.pem)
+    files = CertificateFiles(ca=ca, clock=clock, wall_clock=lambda: time.time() + 60)
+    monkeypatch.setattr(Tls, "files", lambda self: files)
+    opened: list[object] = []
+    connections = Connections(
+        Endpoint("localhost:1", tls=Tls(ca=ca)), 1, lambda *_: opened.append(object()), lambda _: None
+    )
+    ca.write_bytes(Authority().pem)
+    read_bytes = Path.read_bytes
+
+    def then_replaced(path: Path) -> bytes:
+        content = read_bytes(path)
+        (tmp_path / "next").write_bytes(authority.pem)
+        (tmp_path / "next").replace(ca)
+        return content
+
+    def sleep(seconds: float) -> None:
+        raise AssertionError("it waits")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "losswire"):
+        patch.setattr(Path, "read_bytes", then_replaced)
+        patch.setattr("time.sleep", sleep)
+        clock.look()
+        connections.take()
+    assert len(opened) == 1
+    assert not caplog.messages
     clock.look()
     connections.take()
     assert len(opened) == 2

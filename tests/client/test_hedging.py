@@ -231,6 +231,13 @@ def test_one_that_was_slow_and_no_longer_is_is_found_again() -> None:
     assert asked[-1000:].count(0) == pytest.approx(500, abs=50)
 
 
+def test_a_failure_counts_as_a_second_however_fast_it_came() -> None:
+    found = Replicas(2, Clock())
+    found.give_back(found.take(), 0.001, failed=True)
+    found.give_back(found.take(), 0.9)
+    assert found.take() == 1
+
+
 def test_the_other_attempt_of_a_call_goes_to_another_replica_where_there_is_one() -> None:
     found = Replicas(2, Clock())
     found.give_back(found.take(), 100.0, failed=True)

@@ -281,6 +281,17 @@ def test_a_second_token_that_has_expired_is_followed_as_any_failure_is() -> None
         attempts.delay_s(refusal("d"))
 
 
+def test_a_token_that_comes_back_is_followed_as_any_failure_is() -> None:
+    """As of a function that gives the old one and the new one by turns."""
+    trial = Trial(initial_backoff_s=0.1, multiplier=2.0, budget_reserve=1.0, budget_ratio=0.0)
+    attempts = trial.begin()
+    trial.token = "b"
+    assert attempts.delay_s(refusal("a")) == 0.0
+    assert attempts.delay_s(refusal("a")) == pytest.approx(0.2)
+    with pytest.raises(losswire.UnauthenticatedError):
+        attempts.delay_s(refusal("a"))
+
+
 def test_no_token_of_a_call_is_shown_again_whatever_failed_since() -> None:
     trial = Trial()
     attempts = trial.begin()

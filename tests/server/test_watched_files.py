@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from losswire_server.metrics import Metrics
-from losswire_server.watched_files import Reading, WatchedFiles
+from losswire_server.watched_files import TRIES, Reading, UnsettledError, WatchedFiles
 
 WAIT_S = 30
 
@@ -158,6 +158,62 @@ def test_what_changes_while_it_is_read_is_not_put_in_force_nor_a_fault(
     reader.wait_for("fourth")
     assert reader.held == ["first", "fourth"]
     assert counted(metrics, "failed") == 0
+
+
+@pytest.mark.parametrize("text", ["good", "bad"])
+def test_files_that_never_stay_keep_nobody_from_starting_or_stopping(
+    tmp_path: Path, metrics: Metrics, watched: WatchedFiles, text: str
+) -> None:
+    reader, settled = Reader(tmp_path / "file"), threading.Event()
+
+    def change() -> None:
+        # Not for ever: a test that finds a fault is to end.
+        if reader.attempts < 50 * TRIES and not settled.is_set():
+            reader.replace(text)
+
+    reader.path.write_text("first")
+    reader.meanwhile = change
+    with pytest.raises(UnsettledError, match=rf"tls: {reader.path} changed each time that they were read"):
+        watched.add("tls", reader)
+    assert not reader.held
+    settled.set()
+    reader.replace("second")
+    watched.add("identity", reader)
+    settled.clear()
+    watched.start()
+    reader.replace("third")
+    soon(lambda: stale(metrics) == 1)
+    assert reader.held == ["second"]
+    settled.set()
+    reader.replace("fourth")
+    reader.wait_for("fourth")
+    soon(lambda: stale(metrics) == 0)
+    settled.clear()
+    reader.replace("fifth")
+    reader.wait_for_attempts(reader.attempts + 2)
+    watched.stop()
+    assert reader.held[-1] == "fourth"
+
+
+def test_a_file_that_cannot_be_read_to_its_end_keeps_nobody_from_stopping(
+    reader: Reader, watched: WatchedFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("losswire_server.watched_files.STOP_S", 0.01)
+    begun, released, over = threading.Event(), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        released.wait(WAIT_S)
+        over.set()
+
+    reader.meanwhile = hang
+    reader.replace("second")
+    assert begun.wait(WAIT_S)
+    try:
+        watched.stop()
+        assert not over.is_set()
+    finally:
+        released.set()
 
 
 def test_what_a_file_names_is_watched_too(reader: Reader, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from losswire.credential_files import CertificateFiles, TokenFile
+from losswire.credential_files import PATIENCE_S, CertificateFiles, TokenFile
 from losswire.errors import InvalidArgumentError
 from losswire.v1.framing import MESSAGE_BYTES
 
@@ -87,13 +87,16 @@ class Tls:
             missing = "key" if self.key is None else "certificate"
             raise InvalidArgumentError(f"{missing} is absent; expected certificate and key together", field=missing)
 
-    def credentials(self) -> grpc.ChannelCredentials:
+    def credentials(self, patience_s: float = PATIENCE_S) -> grpc.ChannelCredentials:
         """What gRPC wants, of the files as they are now.
+
+        Args:
+            patience_s: Seconds to wait at most for files that change meanwhile.
 
         Raises:
             InvalidArgumentError: if one of them cannot be read or used.
         """
-        held = self.files().read()
+        held = self.files().read(patience_s)
         ca, key, certificate = (held.get(name, getattr(self, name)) for name in ("ca", "key", "certificate"))
         return grpc.ssl_channel_credentials(ca, key, certificate)
 
@@ -143,11 +146,11 @@ class Endpoint:
         if isinstance(self.token, str):
             self._checked(self.token)
 
-    def credentials(self) -> grpc.ChannelCredentials | None:
-        """What gRPC wants for TLS; None for plain text."""
+    def credentials(self, patience_s: float = PATIENCE_S) -> grpc.ChannelCredentials | None:
+        """What gRPC wants for TLS; None for plain text. See `Tls.credentials`."""
         if not self.tls:
             return None
-        return (Tls() if self.tls is True else self.tls).credentials()
+        return (Tls() if self.tls is True else self.tls).credentials(patience_s)
 
     def certificate_files(self) -> CertificateFiles:
         """The files of the credentials."""

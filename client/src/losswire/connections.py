@@ -10,6 +10,7 @@ from typing import Final, Generic, TypeVar
 import grpc
 
 from losswire.channels import Endpoint
+from losswire.credential_files import PATIENCE_S
 from losswire.errors import InvalidArgumentError
 from losswire.turns import Turns
 
@@ -103,9 +104,12 @@ class Connections(Generic[_Channel]):
         if not self._files.are_new():
             return
         try:
-            renewed = self._open()
+            # Without waiting: this may be an event loop.
+            renewed = self._open(patience_s=0.0)
         except InvalidArgumentError as error:
-            _log.warning("certificates are not renewed, those from before stay in use: %s", error)
+            # Those that have changed once more are looked at once more.
+            if not self._files.have_changed():
+                _log.warning("certificates are not renewed, those from before stay in use: %s", error)
             return
         with self._lock:
             former, self._current = self._current, renewed
@@ -121,6 +125,6 @@ class Connections(Generic[_Channel]):
         for channel in alike.channels:
             self._close_channel(channel)
 
-    def _open(self) -> _Alike[_Channel]:
-        credentials = self._endpoint.credentials()
+    def _open(self, patience_s: float = PATIENCE_S) -> _Alike[_Channel]:
+        credentials = self._endpoint.credentials(patience_s)
         return _Alike([self._open_channel(self._endpoint, credentials) for _ in range(self._count)])

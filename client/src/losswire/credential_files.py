@@ -19,8 +19,11 @@ from losswire.errors import InvalidArgumentError
 LOOK_S: Final = 0.5
 """How often the files of certificates are looked at, at most, and for how long they must have stayed as they are."""
 
+PATIENCE_S: Final = 5.0
+"""How long files that are caught while others replace them are read once more, until they are of one moment."""
+
 _AGAIN_S: Final = 0.02
-"""How soon files that were caught while others replace them are read once more."""
+"""How soon."""
 
 _Stat = tuple[int, ...] | None
 
@@ -104,26 +107,39 @@ class CertificateFiles:
         finally:
             self._looking.release()
 
-    def read(self) -> dict[str, bytes]:
+    def read(self, patience_s: float = PATIENCE_S) -> dict[str, bytes]:
         """What the files hold, by argument: all of one moment, and such that a handshake can use it.
 
         Files that change meanwhile are read again: the certificate of one version with the key of the next is none.
+        Pipes (`--key <(decrypt tls.key)`) hold what they do only once: they are read, and that is all.
+
+        Args:
+            patience_s: Seconds that this may take at most, but for the last reading.
 
         Raises:
-            InvalidArgumentError: if one of them cannot be read or used.
+            InvalidArgumentError: if one of them cannot be read or used, or they change all the time.
         """
+        give_up_at = self._clock() + patience_s
         while True:
             before = self._stats()
             try:
                 held = {name: _read(name, path) for name, path in self._paths.items()}
-                self._check()
-            except InvalidArgumentError:
+                if all(path.is_file() for path in self._paths.values()):
+                    self._check()
+            except InvalidArgumentError as error:
+                failure = error
                 if before == self._stats() and self._has_settled(before):
                     raise
-                time.sleep(_AGAIN_S)
             else:
                 if before == self._stats():
                     return held
+                failure = InvalidArgumentError(
+                    f"{' and '.join(self._paths)} changed while they were read; expected files that stay as they are",
+                    field=next(iter(self._paths)),
+                )
+            if self._clock() >= give_up_at:
+                raise failure
+            time.sleep(_AGAIN_S)
 
     def _check(self) -> None:
         # gRPC would tell only by failed handshakes.
@@ -142,17 +158,18 @@ class CertificateFiles:
         return all(stat is None or abs(now - stat[-1] / 1e9) >= LOOK_S for stat in stats)
 
     def _stats(self) -> list[_Stat]:
-        return [_stat(path) for path in self._paths.values()]
+        # Of a pipe only the bytes count: they are gone once it was read.
+        return [_stat(path) if path.is_file() else None for path in self._paths.values()]
 
 
 def _read(name: str, path: Path) -> bytes:
+    why, cause = "it is empty", None
     try:
-        return path.read_bytes()
+        if content := path.read_bytes():
+            return content
     except OSError as error:
-        why = error.strerror or error
-        raise InvalidArgumentError(
-            f"{name} cannot be read from {path}: {why}; expected a PEM file", field=name
-        ) from error
+        why, cause = error.strerror or str(error), error
+    raise InvalidArgumentError(f"{name} cannot be read from {path}: {why}; expected a PEM file", field=name) from cause
 
 
 @contextlib.contextmanager

@@ -256,11 +256,13 @@ class Attempts:
     def _is_first_refused(self, error: LosswireError) -> bool:
         """Takes note of a token that was refused; whether it is the first, so that another one may be shown at once.
 
-        Once there is another nothing is wrong. Where that is refused too something is, and the policy says the rest.
+        Once there is another nothing is wrong. Where that is refused too, or a function gave the first one once more,
+        something is, and the policy says the rest.
         """
         token = error.refused_token if isinstance(error, UnauthenticatedError) else None
         if token is None or self._renewal is None:
             return False
+        is_first = not self._refused_tokens
         self._refused_tokens.add(token)
         self._renewal_deadline = self._renewal.waited_for_until(token)
-        return len(self._refused_tokens) == 1
+        return is_first

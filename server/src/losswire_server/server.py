@@ -64,6 +64,7 @@ class Server:
         StartError: if an address cannot be bound.
         CertificateError: if a certificate cannot be used.
         IdentityError: if the identity file, or one that it names, cannot be.
+        UnsettledError: if one of these files changes each time that it is read.
         DeviceError: if the device is not there.
         BackendMissingError: if the backend is not.
         TracingError: if traces are asked for and their packages are not.

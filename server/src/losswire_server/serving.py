@@ -20,11 +20,13 @@ from losswire_server.signals import listen_to_signals
 from losswire_server.summary import Addresses, announce, check_ready_file
 from losswire_server.tls import CertificateError
 from losswire_server.tracing import TracingError
+from losswire_server.watched_files import UnsettledError
 
 START_ERRORS: Final = (
     StartError,
     CertificateError,
     IdentityError,
+    UnsettledError,
     PolicyError,
     DeviceError,
     BackendMissingError,

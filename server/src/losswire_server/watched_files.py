@@ -25,6 +25,20 @@ certificate and its key, written one after the other, are read together."""
 RETRY_POLLS: Final = 8
 """How many looks later files that could not be used are tried once more: what they name may have come meanwhile."""
 
+TRIES: Final = 20
+"""How often files are read at most that change each time."""
+
+AGAIN_S: Final = 0.05
+"""How long they are left alone in between."""
+
+STOP_S: Final = 2.0
+"""How long a look under way is waited for at the end: a file system may not answer, nor a pipe that lies in a file's
+place."""
+
+
+class UnsettledError(Exception):
+    """Files changed each time that they were read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -57,7 +71,7 @@ class WatchedFiles:
     """
 
     def __init__(self, metrics: Metrics, mistakes: tuple[type[Exception], ...], poll_s: float = POLL_S) -> None:
-        self._metrics, self._mistakes, self._poll_s = metrics, mistakes, poll_s
+        self._metrics, self._mistakes, self._poll_s = metrics, (*mistakes, UnsettledError), poll_s
         self._groups: list[_Group] = []
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="losswire-files", daemon=True)
@@ -70,9 +84,10 @@ class WatchedFiles:
             read: Reads them. Called on another thread from the second time on.
 
         Raises:
+            UnsettledError: if they change each time.
             Exception: what `read` raises.
         """
-        group = _Group(name, read)
+        group = _Group(name, read, self._stopped.wait)
         group.load()
         self._metrics.stale_files[name].set(0)
         self._groups.append(group)
@@ -86,7 +101,7 @@ class WatchedFiles:
         """Look no more."""
         self._stopped.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(STOP_S)
 
     def _watch(self) -> None:
         while not self._stopped.wait(self._poll_s):
@@ -113,9 +128,9 @@ class WatchedFiles:
 class _Group:
     """Files that are read together."""
 
-    def __init__(self, name: str, read: Read) -> None:
+    def __init__(self, name: str, read: Read, pause: Callable[[float], object]) -> None:
         self.name = name
-        self._read = read
+        self._read, self._pause = read, pause
         self._paths: tuple[Path, ...] = ()
         self._loaded: list[_Stat] = []
         self._seen: list[_Stat] = []
@@ -136,23 +151,32 @@ class _Group:
         return why != known
 
     def load(self) -> None:
-        """Read the files, and any others that they name, until nothing changes meanwhile, and put them in force."""
+        """Read the files, and any others that they name, until nothing changes meanwhile, and put them in force.
+
+        Raises:
+            UnsettledError: if they change each time.
+            Exception: what reading them raises.
+        """
         self._polls = 0
-        while True:
+        for _ in range(TRIES):
             self._loaded = self._stats()
             try:
                 reading = self._read()
             except Exception:
                 if self._stats() == self._loaded:
                     raise
-                continue
-            if tuple(reading.paths) != self._paths:
-                # They name other files than before. Those are looked at first, and read once more.
-                self._paths = tuple(reading.paths)
-            elif self._stats() == self._loaded:
-                reading.put_in_force()
-                self._why = None
-                return
+            else:
+                if tuple(reading.paths) != self._paths:
+                    # They name other files than before. Those are looked at first, and read once more.
+                    self._paths = tuple(reading.paths)
+                    continue
+                if self._stats() == self._loaded:
+                    reading.put_in_force()
+                    self._why = None
+                    return
+            self._pause(AGAIN_S)
+        names = ", ".join(map(str, self._paths))
+        raise UnsettledError(f"{self.name}: {names} changed each time that they were read; expected files that stay")
 
     def _stats(self) -> list[_Stat]:
         return [_stat(path) for path in self._paths]

@@ -301,6 +301,9 @@ class IdentitySettings(_Part):
 _UNTOLD: Final = frozenset(("tokens", "token"))
 """What mistakes are told of without what came: it may be the token itself, in place of its hash or its name."""
 
+_OUT_OF_PLACE: Final = frozenset(("extra_forbidden", "model_type"))
+"""Mistakes that are told likewise: whatever stands where no such thing belongs, `tokn` for `token` too."""
+
 
 def read_settings(path: Path) -> IdentitySettings:
     """What an identity file says.
@@ -343,7 +346,7 @@ def _told(errors: Sequence[Any]) -> Iterable[Any]:
 def _describe(error: Any) -> list[str]:
     name = ".".join(map(str, error["loc"]))
     # As TOML calls them.
-    message = str(error["msg"]).replace("tuple", "array")
+    message = str(error["msg"]).replace("tuple", "array").replace("frozenset", "array")
     if error["type"] == "extra_forbidden":
         above = [part for part in error["loc"][:-1] if isinstance(part, str)]
         keys = _PARTS[above[-1] if above else ""].model_fields
@@ -352,13 +355,15 @@ def _describe(error: Any) -> list[str]:
         message = "expected at least one"
     elif error["type"] == "model_type":
         message = "expected a table"
+    elif error["type"] == "path_type":
+        message = "expected the name of a file"
     elif error["type"] == "string_pattern_mismatch":
         message = f"expected {_NAME_FORM}"
     lines = message.removeprefix("Value error, ").splitlines()
     if not name:
         return lines
-    plain = _UNTOLD.isdisjoint(error["loc"]) and isinstance(error["input"], (str, int, float))
-    came = f"{error['input']!r} is refused: " if plain else ""
+    told = _UNTOLD.isdisjoint(error["loc"]) and error["type"] not in _OUT_OF_PLACE
+    came = f"{error['input']!r} is refused: " if told and isinstance(error["input"], (str, int, float)) else ""
     return [f"{name}: {came}{line}" for line in lines]
 
 
