@@ -6,7 +6,7 @@ Tenants that want more than there is get it by weight (`fair_queue`), and none m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 from weakref import WeakValueDictionary
@@ -131,21 +131,22 @@ class ByteBudget:
             share = self._shares[tenant] = Share(tenant, self.capacity_bytes)
         return share
 
-    def is_wanted(self, share: Share, leaving_bytes: int = 0, of_share_bytes: int = 0) -> bool:
+    def is_wanted(self, share: Share, leaving: Mapping[Share, int]) -> bool:
         """Whether someone waits who may have more of this share: its own tenant, or one that holds less by weight.
 
         Args:
             share: Of whose bytes it is asked.
-            leaving_bytes: What is about to come free. Once that is enough for the first call of a tenant that waits, it
-                counts as held by that tenant, or many calls at once would have more than one after the other.
-            of_share_bytes: How much of it is of this share.
+            leaving: Bytes of each share that are about to come free. Once they are enough for a waiting tenant's first
+                call they count as held by it, or many calls at once would have more than one after the other.
         """
-        coming_bytes = self.capacity_bytes - self.used_bytes + leaving_bytes
-        level = (share.used_bytes - of_share_bytes) / share.tenant.weight
+        coming_bytes = self.capacity_bytes - self.used_bytes + sum(leaving.values())
+        level = (share.used_bytes - leaving.get(share, 0)) / share.tenant.weight
         for queue in (self._arriving, self._growing):
             for tenant in queue.tenants():
                 other, first_bytes = self.share_of(tenant), queue.first_cost_of(tenant)
-                soon_bytes = other.used_bytes + (coming_bytes if coming_bytes >= first_bytes else 0)
+                soon_bytes = other.used_bytes - leaving.get(other, 0)
+                if coming_bytes >= first_bytes:
+                    soon_bytes += coming_bytes
                 may_have = soon_bytes / tenant.weight <= level and self._fits_share(tenant, first_bytes)
                 if other is share or may_have:
                     return True

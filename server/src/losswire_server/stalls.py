@@ -60,7 +60,7 @@ class Stalls:
                 break
             call = wait.owner
             share, byte_count = call.reservation.share, call.reservation.byte_count
-            if byte_count and self._budget.is_wanted(share, leaving.total(), leaving[share]):
+            if byte_count and self._budget.is_wanted(share, leaving):
                 self._leaving.add(call)
                 leaving[share] += byte_count
                 lacking -= byte_count
