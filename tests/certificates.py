@@ -80,5 +80,12 @@ class Authority:
         )
 
 
+def write_pair(folder: Path, authority: Authority, *names: str) -> None:
+    """Write client.pem and client.key to `folder`: a certificate of these names, one after the other as others do."""
+    pem, key = authority.issue(*names)
+    for name, content in (("client.pem", pem), ("client.key", key)):
+        (folder / name).write_bytes(content)
+
+
 def _general_name(name: str) -> x509.GeneralName:
     return x509.UniformResourceIdentifier(name) if "://" in name else x509.DNSName(name)

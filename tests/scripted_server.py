@@ -167,3 +167,9 @@ def streamed(*chunks: v1.OutputChunk, **fields: Any) -> Step:
     answers = [v1.EvaluateStreamResponse(output=chunk) for chunk in chunks]
     answers.append(v1.EvaluateStreamResponse(result=result_message(**fields)))
     return reply(*(answer.SerializeToString() for answer in answers))
+
+
+def each_answered(requests: Iterator[bytes], _: grpc.ServicerContext) -> Iterator[bytes]:
+    """A step that answers every message of a session at once."""
+    for _message in requests:
+        yield v1.EvaluateStreamResponse(result=result_message()).SerializeToString()
