@@ -261,3 +261,17 @@ def test_the_other_attempt_of_a_call_goes_to_another_replica_where_there_is_one(
 def test_a_hedging_that_makes_no_sense_is_refused(settings: dict[str, float], named: str) -> None:
     with pytest.raises(losswire.InvalidArgumentError, match=f"{named} is "):
         RetryPolicy(**settings)  # type: ignore[arg-type]
+
+
+def test_whatever_an_attempt_ends_with_reaches_its_caller(
+    replicas: list[FakeServer], connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise LookupError("no error of ours")
+
+    for module in ("transports", "aio_transports"):
+        monkeypatch.setattr(f"losswire.{module}.translate", broken)
+    for replica in replicas:
+        replica.then(fail(grpc.StatusCode.UNAUTHENTICATED))
+    with pytest.raises(LookupError, match="no error of ours"):
+        connect(target(replicas), retry=RetryPolicy(hedge_after_s=60.0)).cross_entropy(*SMALL)

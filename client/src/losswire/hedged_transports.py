@@ -94,7 +94,7 @@ class HedgedTransport:
         def end(call: UnaryCall) -> None:
             try:
                 attempt.reply = call.result()
-            except LosswireError as error:
+            except Exception as error:  # Whatever it is: without an answer the caller would wait for ever.
                 attempt.error = error
             self._replicas.give_back(index, time.monotonic() - began_at, isinstance(attempt.error, UnavailableError))
             done.put(attempt)
@@ -119,7 +119,7 @@ class _Attempt:
     def __init__(self, replica: int, call: UnaryCall) -> None:
         self.replica, self.call = replica, call
         self.reply = b""
-        self.error: LosswireError | None = None
+        self.error: Exception | None = None
 
 
 class _ReplicaStream:

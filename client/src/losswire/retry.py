@@ -141,7 +141,7 @@ class RetryBudget:
             self.spent += 1
 
 
-def may_pass(error: LosswireError) -> bool:
+def may_pass(error: Exception) -> bool:
     """Whether an error is one of those that pass."""
     # A token or certificate that expired passes where the transport says that there may be another by now.
     renewed = isinstance(error, UnauthenticatedError) and error.retry_after_s is not None
