@@ -156,20 +156,56 @@ def test_files_that_change_all_the_time_are_not_read_for_ever(
     assert clock.now <= 1000 + PATIENCE_S + LOOK_S
 
 
-def test_what_comes_out_of_a_pipe_is_read_once(authority: Authority, clock: Clock) -> None:
-    """As of `--ca <(decrypt ca.pem)`."""
+def test_what_comes_out_of_a_pipe_is_read_once(tmp_path: Path, authority: Authority) -> None:
+    """As of `--key <(decrypt tls.key)`; an `AsyncClient` opens connections twice, and a certificate is renewed."""
+    write_pair(tmp_path, authority, "worker.example")
+    key = (tmp_path / "client.key").read_bytes()
     reading, writing = os.pipe()
     try:
-        files = CertificateFiles(ca=Path(f"/dev/fd/{reading}"), clock=clock, wall_clock=lambda: time.time() + 60)
-        os.write(writing, authority.pem)
+        os.write(writing, key)
         os.close(writing)
-        assert files.read() == {"ca": authority.pem}
-        clock.look()
-        assert not files.are_new()
+        tls = Tls(certificate=tmp_path / "client.pem", key=Path(f"/dev/fd/{reading}"))
+        assert tls.key == key
+        for _ in range(2):
+            tls.credentials()
         with pytest.raises(losswire.InvalidArgumentError, match=r"ca cannot be read from /dev/fd/.*: it is empty"):
-            files.read()
+            Tls(ca=f"/dev/fd/{reading}")
     finally:
         os.close(reading)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_never_waited_for(
+    files: CertificateFiles, tmp_path: Path, clock: Clock
+) -> None:
+    (tmp_path / "client.key").unlink()
+    os.mkfifo(tmp_path / "client.key")
+    clock.look()
+    assert files.are_new()
+    with pytest.raises(losswire.InvalidArgumentError, match=rf"key cannot be read from {tmp_path}/.*: it is no file"):
+        files.read()
+
+
+def test_a_file_that_cannot_be_asked_for_is_told_by_name() -> None:
+    """As one in a folder that others may not enter: not even whether it is there can be known."""
+    with pytest.raises(losswire.InvalidArgumentError, match=r"ca cannot be read from x*: File name too long"):
+        losswire.Client("localhost:1", tls=Tls(ca="x" * 300))
+
+
+def test_files_that_cannot_be_asked_for_any_more_leave_everything_as_it_is(
+    tmp_path: Path, authority: Authority, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    (tmp_path / "data").symlink_to(tmp_path / "ca.pem")
+    files = CertificateFiles(ca=tmp_path / "data", clock=clock, wall_clock=lambda: time.time() + 60)
+    monkeypatch.setattr(Tls, "files", lambda self: files)
+    tls = Tls(ca=tmp_path / "data")
+    connections = Connections(Endpoint("localhost:1", tls=tls), 1, lambda *_: object(), lambda _: None)
+    (tmp_path / "data").unlink()
+    (tmp_path / "data").symlink_to("x" * 300)
+    clock.look()
+    line = connections.take()
+    assert not connections.may_differ(line)
+    connections.give_back(line)
 
 
 @pytest.mark.parametrize("broken", ["client.key", "client.pem", "ca.pem"])
@@ -271,6 +307,9 @@ def test_a_token_is_that_of_the_file_as_it_is(tmp_path: Path) -> None:
     path.unlink()
     assert token() == "thirds"
     path.write_text("")
+    assert token() == "thirds"
+    path.unlink()
+    os.mkfifo(path)
     assert token() == "thirds"
 
 

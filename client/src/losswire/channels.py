@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from losswire.credential_files import PATIENCE_S, CertificateFiles, TokenFile
+from losswire.credential_files import PATIENCE_S, CertificateFiles, TokenFile, read_pipe
 from losswire.errors import InvalidArgumentError
 from losswire.v1.framing import MESSAGE_BYTES
 
@@ -68,7 +68,8 @@ _SERVICE_CONFIG: Final = json.dumps({"loadBalancingConfig": [{"round_robin": {}}
 class Tls:
     """How a connection is encrypted, and who the two sides are. Each part is PEM, as bytes or as the path of a file.
 
-    A file that changes is read again: calls that begin then go over new connections.
+    A file that changes is read again: calls that begin then go over new connections. A pipe is read here, once and for
+    all.
 
     Attributes:
         ca: Certificates that may vouch for the server. Default: those that gRPC ships.
@@ -86,6 +87,11 @@ class Tls:
         if (self.certificate is None) != (self.key is None):
             missing = "key" if self.key is None else "certificate"
             raise InvalidArgumentError(f"{missing} is absent; expected certificate and key together", field=missing)
+        for name in ("ca", "certificate", "key"):
+            path = _path(getattr(self, name))
+            if path is not None and (content := read_pipe(name, path)) is not None:
+                # The way that dataclasses themselves set the fields of frozen instances.
+                object.__setattr__(self, name, content)
 
     def credentials(self, patience_s: float = PATIENCE_S) -> grpc.ChannelCredentials:
         """What gRPC wants, of the files as they are now.
@@ -141,7 +147,6 @@ class Endpoint:
                 "or token_without_tls=True to allow it",
                 field="token",
             )
-        # The way that dataclasses themselves set the fields of frozen instances.
         object.__setattr__(self, "current_token", _current(self.token))
         if isinstance(self.token, str):
             self._checked(self.token)

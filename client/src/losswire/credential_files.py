@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from stat import S_ISREG
 from typing import Final
 
 from losswire.errors import InvalidArgumentError
@@ -46,7 +47,8 @@ class TokenFile:
     def __call__(self) -> str:
         """The token as it is now, or the last one there was."""
         now = _stat(self._path)
-        if now is None or now != self._seen:
+        # A file that is being replaced may be gone for a moment, and a pipe says what it says only once.
+        if not self._token or now not in (None, self._seen):
             try:
                 token = self._path.read_text(encoding="ascii").strip()
             except (OSError, UnicodeDecodeError) as error:
@@ -55,7 +57,7 @@ class TokenFile:
                 why = "it is empty"
             if token:
                 self._token, self._seen = token, now
-            elif not self._token:  # A file that is being replaced may be gone for a moment.
+            elif not self._token:
                 raise InvalidArgumentError(
                     f"token cannot be read from {self._path}: {why}; expected a file with a token", field="token"
                 )
@@ -111,7 +113,6 @@ class CertificateFiles:
         """What the files hold, by argument: all of one moment, and such that a handshake can use it.
 
         Files that change meanwhile are read again: the certificate of one version with the key of the next is none.
-        Pipes (`--key <(decrypt tls.key)`) hold what they do only once: they are read, and that is all.
 
         Args:
             patience_s: Seconds that this may take at most, but for the last reading.
@@ -124,8 +125,7 @@ class CertificateFiles:
             before = self._stats()
             try:
                 held = {name: _read(name, path) for name, path in self._paths.items()}
-                if all(path.is_file() for path in self._paths.values()):
-                    self._check()
+                self._check()
             except InvalidArgumentError as error:
                 failure = error
                 if before == self._stats() and self._has_settled(before):
@@ -158,18 +158,41 @@ class CertificateFiles:
         return all(stat is None or abs(now - stat[-1] / 1e9) >= LOOK_S for stat in stats)
 
     def _stats(self) -> list[_Stat]:
-        # Of a pipe only the bytes count: they are gone once it was read.
-        return [_stat(path) if path.is_file() else None for path in self._paths.values()]
+        return [_stat(path) for path in self._paths.values()]
+
+
+def read_pipe(name: str, path: Path) -> bytes | None:
+    """What comes out of a pipe (`--key <(decrypt tls.key)`), which it does only once; None where there is none.
+
+    Raises:
+        InvalidArgumentError: if nothing comes out.
+    """
+    why, cause = "it is empty", None
+    try:
+        if not path.is_fifo():
+            return None
+        if content := path.read_bytes():
+            return content
+    except OSError as error:
+        why, cause = error.strerror or str(error), error
+    raise _unreadable(name, path, why) from cause
 
 
 def _read(name: str, path: Path) -> bytes:
     why, cause = "it is empty", None
     try:
-        if content := path.read_bytes():
+        # Whoever reads a pipe in a file's place may wait for ever.
+        if not S_ISREG(path.stat().st_mode):
+            why = "it is no file"
+        elif content := path.read_bytes():
             return content
     except OSError as error:
         why, cause = error.strerror or str(error), error
-    raise InvalidArgumentError(f"{name} cannot be read from {path}: {why}; expected a PEM file", field=name) from cause
+    raise _unreadable(name, path, why) from cause
+
+
+def _unreadable(name: str, path: Path, why: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{name} cannot be read from {path}: {why}; expected a PEM file", field=name)
 
 
 @contextlib.contextmanager
@@ -182,8 +205,11 @@ def _named(field: str, what: str) -> Iterator[None]:
 
 
 def _stat(path: Path) -> _Stat:
+    """What differs when a file has changed; None where there is no file."""
     try:
         found = path.stat()
     except OSError:
+        return None
+    if not S_ISREG(found.st_mode):
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, cast
 import grpc
 
 from losswire.calls import EVALUATE_STREAM, UNARY_METHODS
-from losswire.channels import Endpoint
+from losswire.channels import Endpoint, Metadata
 from losswire.connections import Connections, Line
 from losswire.errors import (
     CallCancelledError,
@@ -30,8 +30,6 @@ _CONNECT_POLL_S: Final = 0.2
 
 # Bytes in and out: messages are serialised by hand.
 _Invoke = Callable[..., Any]
-
-Metadata = tuple[tuple[str, str], ...]
 
 
 class ReplyStream(Protocol):
