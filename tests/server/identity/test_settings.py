@@ -137,6 +137,7 @@ def by(member: str) -> str:
         ('[[tenants]]\nname = "a"\nmembers = []', ["tenants.0.members: expected at least one"]),
         ('[[tenants]]\nname = "a"\nmembers = [3]', ["tenants.0.members.0: expected a table"]),
         ('[[tenants]]\nname = "a"\nmembers = ["t0ken"]', ["tenants.0.members.0: expected a table"]),
+        ('[[tenants]]\nname = "a"\nmembers = "t0ken"', ["tenants.0.members: Input should be a valid array"]),
         (by('tokn = "t0ken"'), [f"tenants.0.members.0.tokn: {NO_SUCH_KEY}{', '.join(Member.model_fields)}"]),
         (by(""), [f"tenants.0.members.0: {ONE_WAY}; came none"]),
         (

@@ -301,7 +301,7 @@ class IdentitySettings(_Part):
 _UNTOLD: Final = frozenset(("tokens", "token"))
 """What mistakes are told of without what came: it may be the token itself, in place of its hash or its name."""
 
-_OUT_OF_PLACE: Final = frozenset(("extra_forbidden", "model_type"))
+_OUT_OF_PLACE: Final = frozenset(("extra_forbidden", "model_type", "tuple_type"))
 """Mistakes that are told likewise: whatever stands where no such thing belongs, `tokn` for `token` too."""
 
 
