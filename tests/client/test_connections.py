@@ -39,6 +39,9 @@ class Files:
     def have_changed(self) -> bool:
         return self.new
 
+    def look_again(self) -> None:
+        self.new = True
+
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Channel]:
@@ -103,3 +106,4 @@ def test_files_that_vanish_between_two_looks_leave_everything_as_it_is(
     files.new = True
     assert connections.take().channel is made[0]
     assert "those from before stay in use" in caplog.text
+    assert files.new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -284,6 +285,40 @@ def test_calls_do_not_wait_for_files_that_change_as_they_are_renewed(
     assert not caplog.messages
     clock.look()
     connections.take()
+    assert len(opened) == 2
+
+
+def test_new_files_that_could_not_be_opened_are_read_later(
+    tmp_path: Path,
+    authority: Authority,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As where the process had too many open: they do not change any more, and the old ones expire."""
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(authority.pem)
+    files = CertificateFiles(ca=ca, clock=clock, wall_clock=lambda: time.time() + 60)
+    monkeypatch.setattr(Tls, "files", lambda self: files)
+    opened: list[object] = []
+    connections = Connections(
+        Endpoint("localhost:1", tls=Tls(ca=ca)), 1, lambda *_: opened.append(object()), lambda _: None
+    )
+    ca.write_bytes(Authority().pem)
+
+    def none_left(path: Path) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "losswire"):
+        patch.setattr(Path, "read_bytes", none_left)
+        for _ in range(3):
+            clock.look()
+            assert not connections.may_differ(connections.take())
+    assert len(opened) == 1
+    assert len(caplog.messages) == 1
+    for _ in range(2):
+        clock.look()
+        connections.take()
     assert len(opened) == 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 import threading
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
@@ -65,6 +66,7 @@ class Connections(Generic[_Channel]):
         self._endpoint, self._count = endpoint, count
         self._open_channel, self._close_channel = open_channel, close_channel
         self._files = endpoint.certificate_files()
+        self._told: str | None = None
         self._current = self._open()
         self._retired: set[_Alike[_Channel]] = set()
         self._lock = threading.Lock()
@@ -108,9 +110,13 @@ class Connections(Generic[_Channel]):
             renewed = self._open(patience_s=0.0)
         except InvalidArgumentError as error:
             # Those that have changed once more are looked at once more.
-            if not self._files.have_changed():
+            if not self._files.have_changed() and str(error) != self._told:
+                self._told = str(error)
                 _log.warning("certificates are not renewed, those from before stay in use: %s", error)
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, ssl.SSLError):
+                self._files.look_again()
             return
+        self._told = None
         with self._lock:
             former, self._current = self._current, renewed
             former.retired = True

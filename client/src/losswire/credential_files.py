@@ -88,6 +88,7 @@ class CertificateFiles:
         self._paths = {name: path for name, path in parts.items() if path is not None}
         self._clock, self._wall_clock = clock, wall_clock
         self._seen = self._stats()
+        self._unread = False
         self._next_look = clock() + LOOK_S
         self._looking = threading.Lock()
 
@@ -102,12 +103,16 @@ class CertificateFiles:
         try:
             self._next_look = self._clock() + LOOK_S
             now = self._stats()
-            if now == self._seen or not self._has_settled(now):
+            if (now == self._seen and not self._unread) or not self._has_settled(now):
                 return False
-            self._seen = now
+            self._seen, self._unread = now, False
             return True
         finally:
             self._looking.release()
+
+    def look_again(self) -> None:
+        """Say so once more, as what was new could not be read: the process may have had no file left to open."""
+        self._unread = True
 
     def read(self, patience_s: float = PATIENCE_S) -> dict[str, bytes]:
         """What the files hold, by argument: all of one moment, and such that a handshake can use it.
