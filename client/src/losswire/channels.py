@@ -120,8 +120,8 @@ class Endpoint:
         target: Address as gRPC writes them: "localhost:50051", "dns:///losswire.example:50051", "unix:/run/losswire".
         tls: How to encrypt; True for a server that the system's certificates vouch for; None for plain text.
         token: Bearer token; the path of a file that holds one, which is read again when it changes; or a function that
-            returns the current one, called before every attempt, and while a call waits for another than one that
-            expired.
+            returns the current one, called on any thread: before every attempt, after one that was refused, and while
+            a call waits for another than one that expired.
         token_without_tls: Whether the token may travel readable beyond this machine, as behind a proxy that encrypts.
         channel_options: gRPC's channel arguments, which replace ours of the same name.
         tracing: Tells in which trace a call is; None where calls are not traced.

@@ -40,8 +40,8 @@ class Client(ClientBase[Session]):
         tls: How to encrypt; True for a server that the usual certificate authorities vouch for; None for plain text.
             Files that it names are read again when they change.
         token: Bearer token; a `pathlib.Path` of the file of one, which is read again when it changes; or a quick
-            function that returns the current one, called before every attempt, and while a call waits for another than
-            one that expired. Sent only over TLS or to this machine.
+            function that returns the current one, called on any thread: before every attempt, after one that was
+            refused, and while a call waits for another than one that expired. Sent only over TLS or to this machine.
         retry: When to try again; `RetryPolicy(max_attempts=1)` never does. Default: `RetryPolicy()`.
         channels: Connections to open, >= 1; a call takes the one with the fewest under way. More than one helps where a
             single one is the bottleneck, and where several processes share the server's port: each connection lands
