@@ -192,7 +192,8 @@ def test_what_cannot_be_used_changes_nothing_until_it_can(estate: Estate, breaki
         (estate.server / "server.key").unlink()
     else:
         estate.server.write(**broken[breaking])
-    soon(lambda: estate.metric("losswire_stale_files", setting=setting) == 1)
+    soon(lambda: bool(estate.told("files cannot be used")))
+    assert estate.metric("losswire_stale_files", setting=setting) == 1
     assert estate.shown_serial() == serial
     with estate.client() as client:
         assert client.cross_entropy(*BATCH).counted == 3

@@ -182,7 +182,8 @@ def test_files_that_never_stay_keep_nobody_from_starting_or_stopping(
     settled.clear()
     watched.start()
     reader.replace("third")
-    soon(lambda: stale(metrics) == 1)
+    soon(lambda: counted(metrics, "failed") > 0)
+    assert stale(metrics) == 1
     assert reader.held == ["second"]
     settled.set()
     reader.replace("fourth")
@@ -195,8 +196,8 @@ def test_files_that_never_stay_keep_nobody_from_starting_or_stopping(
     assert reader.held[-1] == "fourth"
 
 
-def test_a_file_that_cannot_be_read_to_its_end_keeps_nobody_from_stopping(
-    reader: Reader, watched: WatchedFiles, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_cannot_be_read_to_its_end_is_told_and_keeps_nobody_from_stopping(
+    reader: Reader, watched: WatchedFiles, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("losswire_server.watched_files.STOP_S", 0.01)
     begun, released, over = threading.Event(), threading.Event(), threading.Event()
@@ -210,6 +211,7 @@ def test_a_file_that_cannot_be_read_to_its_end_keeps_nobody_from_stopping(
     reader.replace("second")
     assert begun.wait(WAIT_S)
     try:
+        assert stale(metrics) == 1
         watched.stop()
         assert not over.is_set()
     finally:
@@ -242,7 +244,8 @@ def test_a_bad_file_changes_nothing_and_is_told_once(
 
 def test_a_file_that_is_gone_changes_nothing_until_it_is_back(reader: Reader, metrics: Metrics) -> None:
     reader.path.unlink()
-    soon(lambda: stale(metrics) == 1)
+    soon(lambda: counted(metrics, "failed") > 0)
+    assert stale(metrics) == 1
     reader.path.write_text("back")
     reader.wait_for("back")
     soon(lambda: stale(metrics) == 0)
@@ -250,7 +253,8 @@ def test_a_file_that_is_gone_changes_nothing_until_it_is_back(reader: Reader, me
 
 def test_what_a_file_names_may_come_later(reader: Reader, metrics: Metrics, tmp_path: Path) -> None:
     reader.path.write_text("names+later")
-    soon(lambda: stale(metrics) == 1)
+    soon(lambda: counted(metrics, "failed") > 0)
+    assert stale(metrics) == 1
     (tmp_path / "later").write_text("here")
     reader.wait_for("names+later+here")
 

@@ -110,12 +110,13 @@ class WatchedFiles:
                     self._read_again(group)
 
     def _read_again(self, group: _Group) -> None:
+        # Until they are read: where that never ends nothing else tells.
+        self._metrics.stale_files[group.name].set(1)
         try:
             group.load()
         except Exception as error:  # Whatever it is, the thread goes on to watch.
             known = isinstance(error, self._mistakes)
             why = "; ".join(str(error).splitlines()) if known else repr(error)
-            self._metrics.stale_files[group.name].set(1)
             if group.refused(why):
                 self._metrics.file_reloads[group.name, "failed"].inc()
                 _log.error("files cannot be used, what was read before stays", setting=group.name, why=why)
