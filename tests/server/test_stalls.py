@@ -14,6 +14,7 @@ from made_calls import Aborted, FakeContext, in_loop, make_call, make_lobby, res
 from losswire.v1.framing import MESSAGE_BYTES
 from losswire_server.call import Call
 from losswire_server.errors import IdleError, OverloadedError, StalledError
+from losswire_server.fair_queue import FairQueue
 from losswire_server.lobby import Lobby
 from losswire_server.stalls import IDLE_GRACE_S
 from losswire_server.tenants import Tenant
@@ -346,6 +347,34 @@ async def test_those_that_wait_for_their_own_share_do_not_have_more_room_made_fo
     assert [task.done() for task in idle].count(True) == 1
     for task in (*idle, *waiting):
         task.cancel()
+
+
+@in_loop
+async def test_those_that_wait_are_looked_at_once_however_many_calls_could_make_room() -> None:
+    """Of hundreds of tenants, each time that one has to wait: else that alone would keep the event loop."""
+    lobby = make_lobby(capacity_bytes=30 * MESSAGE_BYTES, max_stall_s=0.0, max_wait_s=60.0)
+    tenants = [Tenant(f"tenant-{number}") for number in range(10)]
+    held = [await reserve_for(lobby.budget, tenant, 2 * MESSAGE_BYTES) for tenant in tenants]
+    silent = [task for n in range(10) for task in open_calls(lobby, read_one, 1, tenant=Tenant(f"silent-{n}"))]
+    await steps()
+    waiting = [asyncio.ensure_future(polite(lobby, tenant)) for tenant in tenants]
+    await steps()
+    looks = 0
+
+    def looked(queue: Any, tenant: Tenant, look: Any = FairQueue.first_cost_of) -> Any:
+        nonlocal looks
+        looks += 1
+        return look(queue, tenant)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FairQueue, "first_cost_of", looked)
+        lobby.budget.make_room()
+    assert looks == len(waiting)
+    assert not any(task.done() for task in (*silent, *waiting))
+    for task in (*silent, *waiting):
+        task.cancel()
+    for each in held:
+        each.let_go()
 
 
 def test_what_a_caller_is_told_invites_it_to_come_back() -> None:

@@ -6,6 +6,7 @@ Tenants that want more than there is get it by weight (`fair_queue`), and none m
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -131,26 +132,31 @@ class ByteBudget:
             share = self._shares[tenant] = Share(tenant, self.capacity_bytes)
         return share
 
-    def is_wanted(self, share: Share, leaving: Mapping[Share, int]) -> bool:
-        """Whether someone waits who may have more of this share: its own tenant, or one that holds less by weight.
+    def wanted(self, leaving: Mapping[Share, int]) -> Callable[[Share], bool]:
+        """Of which shares someone waits who may have more: the same tenant, or one that holds less by weight.
+
+        Many calls may be asked for by many that wait, so those that wait are looked at once for all of them.
 
         Args:
-            share: Of whose bytes it is asked.
             leaving: Bytes of each share that are about to come free. Once they are enough for a waiting tenant's first
                 call they count as held by it, or many calls at once would have more than one after the other.
         """
         coming_bytes = self.capacity_bytes - self.used_bytes + sum(leaving.values())
-        level = (share.used_bytes - leaving.get(share, 0)) / share.tenant.weight
+        waiting, least = set[Share](), math.inf
         for queue in (self._arriving, self._growing):
             for tenant in queue.tenants():
-                other, first_bytes = self.share_of(tenant), queue.first_cost_of(tenant)
-                soon_bytes = other.used_bytes - leaving.get(other, 0)
+                share, first_bytes = self.share_of(tenant), queue.first_cost_of(tenant)
+                waiting.add(share)
+                soon_bytes = share.used_bytes - leaving.get(share, 0)
                 if coming_bytes >= first_bytes:
                     soon_bytes += coming_bytes
-                may_have = soon_bytes / tenant.weight <= level and self._fits_share(tenant, first_bytes)
-                if other is share or may_have:
-                    return True
-        return False
+                if self._fits_share(tenant, first_bytes):
+                    least = min(least, soon_bytes / tenant.weight)
+
+        def is_wanted(share: Share) -> bool:
+            return share in waiting or (share.used_bytes - leaving.get(share, 0)) / share.tenant.weight >= least
+
+        return is_wanted
 
     def _try_take(self, reservation: Reservation, byte_count: int) -> bool:
         """Have a call hold so much if nobody has to wait for that; whether so."""

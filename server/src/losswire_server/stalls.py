@@ -54,15 +54,17 @@ class Stalls:
         for call in self._leaving:
             leaving[call.reservation.share] += call.reservation.byte_count
         lacking = self._budget.lacking_bytes - leaving.total()
+        is_wanted = self._budget.wanted(leaving)
         for wait in self._stalled():
             # Where nothing is lacking a tenant's own share is full, and one of its calls after the other goes.
             if lacking <= 0 and self._leaving:
                 break
             call = wait.owner
             share, byte_count = call.reservation.share, call.reservation.byte_count
-            if byte_count and self._budget.is_wanted(share, leaving):
+            if byte_count and is_wanted(share):
                 self._leaving.add(call)
                 leaving[share] += byte_count
+                is_wanted = self._budget.wanted(leaving)
                 lacking -= byte_count
                 call.makes_room = True
                 wait.end()

@@ -79,7 +79,7 @@ async def test_what_a_tenant_holds_beyond_its_share_does_not_count_for_others() 
 
 def wanted(budget: ByteBudget) -> list[Tenant]:
     """Of whom it holds that someone waits who may have its bytes."""
-    return [tenant for tenant in (BUSY, HEAVY, QUIET, BOUNDED) if budget.is_wanted(budget.share_of(tenant), {})]
+    return [tenant for tenant in (BUSY, HEAVY, QUIET, BOUNDED) if budget.wanted({})(budget.share_of(tenant))]
 
 
 @in_loop
@@ -119,11 +119,11 @@ async def test_what_is_about_to_come_free_counts_as_held_by_those_that_wait_for_
     waiting = [start(reserve_for(budget, QUIET, 15)) for _ in range(5)]
     await steps()
     share = budget.share_of(BUSY)
-    assert [budget.is_wanted(share, {share: leaving}) for leaving in (40, 41, 89, 90)] == [True, False, False, False]
+    assert [budget.wanted({share: leaving})(share) for leaving in (40, 41, 89, 90)] == [True, False, False, False]
     # Who waits for its own is not kept from it.
     own = start(reserve_for(budget, BUSY, 15))
     await steps()
-    assert budget.is_wanted(share, {share: 41})
+    assert budget.wanted({share: 41})(share)
     busy.let_go()
     await asyncio.gather(*waiting, own)
 
@@ -136,7 +136,7 @@ async def test_what_is_about_to_come_free_counts_for_nobody_whose_call_it_is_too
     await steps()
     shares = [budget.share_of(tenant) for tenant in (BUSY, HEAVY)]
     # By weight, BUSY has 21 or 20 left.
-    assert [budget.is_wanted(shares[0], {shares[0]: leaving}) for leaving in (29, 30)] == [True, False]
+    assert [budget.wanted({shares[0]: leaving})(shares[0]) for leaving in (29, 30)] == [True, False]
     busy.let_go()
     heavy.let_go()
     await waiting
@@ -149,7 +149,7 @@ async def test_what_is_about_to_come_free_of_who_waits_for_it_counts_once() -> N
     waiting = start(reserve_for(budget, QUIET, 15))
     await steps()
     share, own = budget.share_of(BUSY), budget.share_of(QUIET)
-    assert [budget.is_wanted(share, {own: 30, share: given}) for given in (10, 11)] == [True, False]
+    assert [budget.wanted({own: 30, share: given})(share) for given in (10, 11)] == [True, False]
     busy.let_go()
     quiet.let_go()
     await waiting
