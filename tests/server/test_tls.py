@@ -97,6 +97,21 @@ def test_a_ca_that_cannot_be_used_is_refused_by_name(files: dict[str, Path], cli
         tls(files, "certificate", "key", client_ca).read()
 
 
+@pytest.mark.parametrize("setting", ["tls_certificate", "tls_key", "tls_client_ca"])
+def test_a_file_that_is_gone_once_it_was_checked_is_refused_by_name(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    gone = files[{"tls_certificate": "certificate", "tls_key": "key", "tls_client_ca": "ca"}[setting]]
+    read_bytes = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        return read_bytes(files["absent"] if path == gone else path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    with pytest.raises(CertificateError, match=f"^{setting} {gone} cannot be used: "):
+        tls(files, "certificate", "key", "ca").read()
+
+
 def test_a_key_that_wants_a_password_is_refused_and_not_waited_for_at_the_terminal(files: dict[str, Path]) -> None:
     command = [sys.executable, "-m", "losswire_server", "--listen=127.0.0.1:0", "--health-listen=127.0.0.1:0"]
     command += ["--metrics-listen=127.0.0.1:0"]

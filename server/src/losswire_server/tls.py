@@ -63,8 +63,8 @@ class Tls:
         paths = {"tls_certificate": certificate, "tls_client_ca": client_ca}
         expiries = {setting: _first_expiry(setting, path) for setting, path in paths.items() if path is not None}
         configuration = grpc.ssl_server_certificate_configuration(
-            [(key.read_bytes(), certificate.read_bytes())],
-            root_certificates=None if client_ca is None else client_ca.read_bytes(),
+            [(_read("tls_key", key), _read("tls_certificate", certificate))],
+            root_certificates=None if client_ca is None else _read("tls_client_ca", client_ca),
         )
 
         def put_in_force() -> None:
@@ -106,9 +106,16 @@ def _check(certificate: Path, key: Path, client_ca: Path | None) -> None:
         raise CertificateError(f"tls_client_ca {client_ca} cannot be used: {error}") from error
 
 
+def _read(setting: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:  # It was there a moment ago.
+        raise CertificateError(f"{setting} {path} cannot be used: {error}") from error
+
+
 def _first_expiry(setting: str, path: Path) -> float:
     try:
-        certificates = x509.load_pem_x509_certificates(path.read_bytes())
-    except (OSError, ValueError) as error:
+        certificates = x509.load_pem_x509_certificates(_read(setting, path))
+    except ValueError as error:
         raise CertificateError(f"{setting} {path} cannot be used: {error}") from error
     return min(certificate.not_valid_after_utc.timestamp() for certificate in certificates)
