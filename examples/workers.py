@@ -31,5 +31,6 @@ def _work(rank: int, count: int, meeting: str, work: Callable[..., None], argume
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)
     try:
         work(rank, *arguments)
+        dist.barrier()  # Nobody leaves, and takes its connections along, before all are done.
     finally:
         dist.destroy_process_group()
