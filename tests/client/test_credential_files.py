@@ -219,6 +219,15 @@ def test_files_that_cannot_be_used_are_named(files: CertificateFiles, tmp_path: 
     assert caught.value.field == part
 
 
+def connections_of(
+    tls: Tls, files: CertificateFiles, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[object], Connections[None]]:
+    """Connections with these files, and one object for each time that they were opened."""
+    monkeypatch.setattr(Tls, "files", lambda self: files)
+    opened: list[object] = []
+    return opened, Connections(Endpoint("localhost:1", tls=tls), 1, lambda *_: opened.append(object()), lambda _: None)
+
+
 def test_files_that_cannot_be_used_are_told_of_once_and_those_before_stay(
     tmp_path: Path,
     authority: Authority,
@@ -230,10 +239,8 @@ def test_files_that_cannot_be_used_are_told_of_once_and_those_before_stay(
     files = CertificateFiles(
         tmp_path / "client.pem", tmp_path / "client.key", clock=clock, wall_clock=lambda: time.time() + 60
     )
-    monkeypatch.setattr(Tls, "files", lambda self: files)
-    opened: list[object] = []
     tls = Tls(certificate=tmp_path / "client.pem", key=tmp_path / "client.key")
-    connections = Connections(Endpoint("localhost:1", tls=tls), 1, lambda *_: opened.append(object()), lambda _: None)
+    opened, connections = connections_of(tls, files, monkeypatch)
     (tmp_path / "client.key").write_bytes(Authority().issue("other.example")[1])
     with caplog.at_level(logging.WARNING, "losswire"):
         for _ in range(3):
@@ -258,11 +265,8 @@ def test_calls_do_not_wait_for_files_that_change_as_they_are_renewed(
     """The call may be on an event loop. What changes meanwhile is looked at once more, and no fault."""
     ca = tmp_path / "ca.pem"
     ca.write_bytes(authority.pem)
-    files = CertificateFiles(ca=ca, clock=clock, wall_clock=lambda: time.time() + 60)
-    monkeypatch.setattr(Tls, "files", lambda self: files)
-    opened: list[object] = []
-    connections = Connections(
-        Endpoint("localhost:1", tls=Tls(ca=ca)), 1, lambda *_: opened.append(object()), lambda _: None
+    opened, connections = connections_of(
+        Tls(ca=ca), CertificateFiles(ca=ca, clock=clock, wall_clock=lambda: time.time() + 60), monkeypatch
     )
     ca.write_bytes(Authority().pem)
     read_bytes = Path.read_bytes
@@ -298,11 +302,8 @@ def test_new_files_that_could_not_be_opened_are_read_later(
     """As where the process had too many open: they do not change any more, and the old ones expire."""
     ca = tmp_path / "ca.pem"
     ca.write_bytes(authority.pem)
-    files = CertificateFiles(ca=ca, clock=clock, wall_clock=lambda: time.time() + 60)
-    monkeypatch.setattr(Tls, "files", lambda self: files)
-    opened: list[object] = []
-    connections = Connections(
-        Endpoint("localhost:1", tls=Tls(ca=ca)), 1, lambda *_: opened.append(object()), lambda _: None
+    opened, connections = connections_of(
+        Tls(ca=ca), CertificateFiles(ca=ca, clock=clock, wall_clock=lambda: time.time() + 60), monkeypatch
     )
     ca.write_bytes(Authority().pem)
 
